@@ -1,0 +1,58 @@
+# Everything a person needs: `make demo`, `make test`. Each sets itself up in .venv.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench bench-switch bench-engine lock schema docs clean
+
+demo: $(VENV)/.base
+	@$(BIN)/dafnck demo $(ARGS)
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(VENV)/.test
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	@$(BIN)/mypy policy blocks tasks flows deployments
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m pytest -q tests/test_entrypoints.py tests/test_docs.py
+
+bench: bench-switch bench-engine
+
+bench-switch: $(VENV)/.test
+	@$(BIN)/python -m bench.switch $(ARGS)
+
+bench-engine: $(VENV)/.test
+	@$(BIN)/python -m bench.engine $(ARGS)
+
+# The locks name versions and hashes, no addresses.
+lock: $(VENV)/bin/uv
+	@for extra in base test; do \
+	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	    --no-annotate --no-header $$([ $$extra = base ] || echo "--extra $$extra") $(ARGS) \
+	    pyproject.toml -o requirements/$$extra.txt || exit 1; done
+	@echo hatchling | $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-header - -o requirements/build.txt
+
+schema docs: $(VENV)/.base
+	@$(BIN)/python -m deployments.reference
+
+clean:
+	rm -rf $(VENV) .demo .bench
+
+$(VENV)/bin/uv:
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv"; exit 3; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "$$($(PYTHON) --version) does not do; name one from 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 3; }
+	@$(PYTHON) -m venv $(VENV) || { echo "venv is missing: apt-get install python3-venv"; exit 3; }
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check uv
+
+$(VENV)/.base: requirements/base.txt pyproject.toml | $(VENV)/bin/uv
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/base.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --build-constraints requirements/build.txt -e .
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.base
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/test.txt
+	@touch $@

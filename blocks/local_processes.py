@@ -1,0 +1,301 @@
+"""Workloads as processes of this machine under supervisord, each replica on a loopback port.
+
+A release has a folder of its own: a copy of the artifact's files, its configuration and one spec
+a replica. The folder outlives the processes, so an old release starts again as it was.
+"""
+
+import json
+import os
+import random
+import resource
+import shlex
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from blocks.files import locked, write_atomically
+from blocks.stack import Stack
+from blocks.supervisor import Program, Supervisor
+from policy.errors import NotApplied, Refused
+from policy.release import Endpoints, Release
+from policy.service_file import Command, Health, Limits
+
+PORTS = range(20000, 32000)  # below the range that the kernel takes outgoing ports from
+CRASHES = 3  # starts without success after which a replica is given up
+
+
+class LocalProcesses:
+    """Workloads on this machine."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
+
+    # -- Workloads ---------------------------------------------------------------------------
+
+    def start(self, release: Release, replicas: int) -> None:
+        self._lay_out(release)
+        for number in range(replicas):
+            spec = self._spec(release, number)
+            self._supervisor.add(
+                f"{release.id}.{number}",
+                spec,
+                self._stack.logs / release.id / f"{number}.log",
+                restarts=50,
+                grace_seconds=release.run.grace,
+            )
+        for number in self._numbers(release.id):
+            if number >= replicas:
+                self._remove(release.id, number, release.run.grace)
+
+    def endpoints(self, release_id: str, *, quick: bool = False) -> Endpoints:
+        numbers = self._numbers(release_id)
+        programs = self._supervisor.programs() if numbers else {}
+        health = self._health(release_id)
+        replicas = [self._replica(release_id, number) for number in numbers]
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            answers = list(
+                pool.map(
+                    lambda replica: self._check(
+                        programs.get(f"{release_id}.{replica['number']}"), replica, health, quick
+                    ),
+                    replicas,
+                )
+            )
+        troubles = [trouble for trouble in answers if trouble]
+        ports = [replica["port"] for replica in replicas]
+        return Endpoints(
+            release_id=release_id,
+            wanted=len(numbers),
+            ready=tuple(
+                _url(r["port"])
+                for r, trouble in zip(replicas, answers, strict=True)
+                if not trouble
+            ),
+            urls=tuple(_url(port) for port in ports),
+            connections=_connections(ports),
+            trouble=troubles[0] if troubles else "",
+            health_path=health.path if health else None,
+            fatal=any(self._given_up(release_id, n, programs) for n in numbers),
+        )
+
+    def stop(self, release_id: str, grace_seconds: float) -> None:
+        numbers = self._numbers(release_id)
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(pool.map(lambda n: self._remove(release_id, n, grace_seconds), numbers))
+
+    def running(self) -> list[str]:
+        names = {name.rpartition(".")[0] for name in self._supervisor.programs() if "." in name}
+        return sorted(names)
+
+    def remove(self, release_id: str) -> None:
+        if self._numbers(release_id):
+            raise Refused(f"{release_id} still runs; it was not removed")
+        shutil.rmtree(self._folder(release_id), ignore_errors=True)
+        shutil.rmtree(self._stack.logs / release_id, ignore_errors=True)
+
+    # -- the folder of a release ---------------------------------------------------------------
+
+    def _folder(self, release_id: str) -> Path:
+        return self._stack.releases / release_id
+
+    def _lay_out(self, release: Release) -> None:
+        """Copy the files of the artifact and write the configuration, all or nothing."""
+        folder = self._folder(release.id)
+        if (folder / "release.json").exists():
+            return
+        artifact = self._stack.artifacts / release.artifact
+        if not (artifact / "artifact.json").exists():
+            raise NotApplied(f"artifact {release.artifact} is not in {self._stack.artifacts}")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(artifact / "app", folder / "app", symlinks=True)
+        for target, content in release.files.items():
+            path = folder / "app" / target
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        write_atomically(folder / "release.json", release.model_dump_json(indent=1), 0o600)
+
+    def _spec(self, release: Release, number: int) -> Path:
+        """The spec of a replica: kept while its port is its own, else with a new port."""
+        folder = self._folder(release.id)
+        path = folder / f"replica-{number}.json"
+        with locked(self._stack.releases / "ports.lock"):
+            port = json.loads(path.read_text())["port"] if path.exists() else 0
+            runs = f"{release.id}.{number}" in self._supervisor.programs()
+            if not port or (not runs and not _free(port)):
+                port = self._free_port()
+            elif runs:
+                return path
+            argv = _words(release.run.command, port)
+            environment = self._environment(release, port)
+            spec = {
+                "release": release.id,
+                "number": number,
+                "port": port,
+                "argv": [_program(argv[0], environment["PATH"], folder / "app"), *argv[1:]],
+                "env": environment,
+                "cwd": str(folder / "app"),
+                "grace_seconds": release.run.grace,
+                "limits": _rlimits(release.run.limits),
+            }
+            path.with_suffix(".pid").unlink(missing_ok=True)
+            write_atomically(path, json.dumps(spec, indent=1), 0o600)
+        return path
+
+    def _environment(self, release: Release, port: int) -> dict[str, str]:
+        """What the program sees: nothing of ours but these, then what its file says."""
+        venv = self._stack.artifacts / release.artifact / "venv" / "bin"
+        system = os.environ.get("PATH", os.defpath)
+        given = {name: os.environ[name] for name in ("LANG", "TZ", "HOME") if name in os.environ}
+        return {
+            **given,
+            "PATH": f"{venv}:{system}" if venv.is_dir() else system,
+            "PORT": str(port),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "DAFNCK_RELEASE": release.id,
+            "DAFNCK_VERSION": release.version,
+            **{name: value.replace("{port}", str(port)) for name, value in release.run.env.items()},
+        }
+
+    def _free_port(self) -> int:
+        taken = set()
+        for spec in self._stack.releases.glob("*/replica-*.json"):
+            with suppress(FileNotFoundError, ValueError):
+                taken.add(json.loads(spec.read_text())["port"])
+        for port in random.sample(PORTS, len(PORTS)):
+            if port not in taken and _free(port):
+                return port
+        raise NotApplied(f"no free port in {PORTS.start}-{PORTS.stop}")
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def _numbers(self, release_id: str) -> list[int]:
+        names = (self._stack.supervisor / "conf.d").glob(f"{release_id}.*.conf")
+        return sorted(int(name.stem.rpartition(".")[2]) for name in names)
+
+    def _replica(self, release_id: str, number: int) -> dict[str, Any]:
+        path = self._folder(release_id) / f"replica-{number}.json"
+        return dict(json.loads(path.read_text()))
+
+    def _health(self, release_id: str) -> Health | None:
+        try:
+            content = (self._folder(release_id) / "release.json").read_text()
+        except FileNotFoundError:
+            return None
+        return Release.model_validate_json(content).run.health
+
+    def _check(
+        self, program: Program | None, replica: dict[str, Any], health: Health | None, quick: bool
+    ) -> str:
+        """Why this replica is not ready; empty when it is."""
+        if program is None or health is None:
+            return "supervisord does not run it"
+        if program.state not in ("RUNNING", "STARTING"):
+            last = self._last_line(replica["release"], replica["number"])
+            return f"{program.state.lower()}: {last or program.trouble}"
+        if quick:
+            return ""
+        return health_trouble(health, replica["port"], replica["env"], replica["cwd"])
+
+    def _given_up(self, release_id: str, number: int, programs: dict[str, Program]) -> bool:
+        program = programs.get(f"{release_id}.{number}")
+        if program is None or program.state not in ("BACKOFF", "FATAL", "EXITED"):
+            return False
+        try:
+            pid_file = self._folder(release_id) / f"replica-{number}.pid"
+            return int(pid_file.read_text().split()[2]) >= CRASHES
+        except (FileNotFoundError, IndexError):
+            return program.state == "FATAL"
+
+    def _last_line(self, release_id: str, number: int) -> str:
+        lines = tail(self._stack.logs / release_id / f"{number}.log", 5)
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def _remove(self, release_id: str, number: int, grace_seconds: float) -> None:
+        self._supervisor.remove(f"{release_id}.{number}", grace_seconds)
+
+
+def health_trouble(health: Health, port: int, env: dict[str, str], cwd: str) -> str:
+    """Ask once; empty when healthy, else why not."""
+    if health.command is not None:
+        argv = _words(health.command, port)
+        try:
+            done = subprocess.run(
+                argv, env=env, cwd=cwd, timeout=health.timeout, capture_output=True, text=True
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"health command: {error}"
+        return "" if done.returncode == 0 else f"health command exits {done.returncode}"
+    url = _url(port) + (health.path or "/")
+    try:
+        with urllib.request.urlopen(url, timeout=health.timeout) as answer:
+            return "" if 200 <= answer.status < 300 else f"{health.path} answers {answer.status}"
+    except urllib.error.HTTPError as error:
+        return f"{health.path} answers {error.code}"
+    except (OSError, ValueError) as error:
+        return f"{health.path} does not answer: {getattr(error, 'reason', error)}"
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a file that may be large; none when there is no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 400 * lines))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except FileNotFoundError:
+        return []
+
+
+def _url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
+def _words(command: Command, port: int) -> list[str]:
+    words = shlex.split(command) if isinstance(command, str) else list(command)
+    return [word.replace("{port}", str(port)) for word in words]
+
+
+def _program(name: str, path: str, cwd: Path) -> str:
+    """The program by the replica's own PATH, not by ours."""
+    if "/" in name:
+        return str(cwd / name)
+    return shutil.which(name, path=path) or name
+
+
+def _rlimits(limits: Limits) -> dict[str, int]:
+    wanted = {
+        "RLIMIT_DATA": limits.memory,
+        "RLIMIT_NOFILE": limits.open_files,
+        "RLIMIT_NPROC": limits.processes,
+    }
+    return {n: v for n, v in wanted.items() if v is not None and hasattr(resource, n)}
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _connections(ports: list[int]) -> tuple[int, ...]:
+    """Established connections to each of these local ports, as the kernel lists them."""
+    counts = dict.fromkeys(ports, 0)
+    for connection in psutil.net_connections("tcp4") if ports else ():
+        if connection.status == psutil.CONN_ESTABLISHED and connection.laddr:
+            if connection.laddr.port in counts:
+                counts[connection.laddr.port] += 1
+    return tuple(counts[port] for port in ports)

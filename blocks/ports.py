@@ -1,0 +1,62 @@
+"""The outside world in words of ours: what a platform must offer. Five methods at most each.
+
+`tests/test_block_contracts.py` runs the same tests over every implementation, the fakes included.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from policy.canary import Counters
+from policy.release import Endpoints, MatchRules, Release
+
+
+@runtime_checkable
+class Workloads(Protocol):
+    """Runs replicas of releases: local processes, containers, pods."""
+
+    def start(self, release: Release, replicas: int) -> None:
+        """Have `replicas` replicas wanted. Idempotent; returns before they are ready.
+        More than before are added, fewer are stopped with the release's grace time."""
+
+    def endpoints(self, release_id: str, *, quick: bool = False) -> Endpoints:
+        """Where it listens and what is ready, asked now. Nothing wanted: `wanted` is 0.
+        `quick`: ready is what the platform runs, without asking the application."""
+
+    def stop(self, release_id: str, grace_seconds: float) -> None:
+        """Stop all replicas: SIGTERM, after the grace time SIGKILL. Returns when they are gone.
+        What the release needs to be started again stays."""
+
+    def running(self) -> list[str]:
+        """Ids of the releases that have replicas wanted."""
+
+    def remove(self, release_id: str) -> None:
+        """Forget a stopped release and free its disk space."""
+
+
+@runtime_checkable
+class TrafficRouter(Protocol):
+    """Decides which release answers a request, for one service in one environment."""
+
+    def attach(self, endpoints: Endpoints) -> None:
+        """Let the router know where a release listens; it gets no traffic by that alone."""
+
+    def detach(self, release_id: str) -> None:
+        """Forget a release that has no share."""
+
+    def shares(self) -> dict[str, int]:
+        """Release id -> percent of the requests, as the router itself holds it; every attached
+        release is named. Raises Unreachable when the router does not answer."""
+
+    def set_shares(self, shares: dict[str, int]) -> None:
+        """Send these percentages to these attached releases, 0 to all others, and read back.
+        Empty: nothing serves. Raises NotApplied or Unreachable; the wish is then still stored
+        and is taken up by the router when it can."""
+
+    def match(self, rules: MatchRules | None) -> None:
+        """Preview header, cohort and stickiness; None removes them."""
+
+
+@runtime_checkable
+class TrafficMetrics(Protocol):
+    def read(self) -> dict[str, Counters]:
+        """Release id -> totals since the source started. A source that was restarted begins at
+        zero. Raises Unreachable."""

@@ -1,0 +1,98 @@
+"""Prefect's REST API in the few calls that we make; loads no Prefect, so that commands start fast."""
+
+import os
+from typing import Any
+
+import httpx
+
+from blocks.stack import Stack
+from policy.errors import Refused, Unreachable
+
+TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class PrefectApi:
+    """No retries and short time limits: callers ask again when it is time to."""
+
+    def __init__(self, url: str, auth: str | None, timeout_seconds: float = 5.0) -> None:
+        """`auth`: user:password of the server's basic authentication."""
+        user, _, password = (auth or "").partition(":")
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.url,
+            auth=httpx.BasicAuth(user, password) if auth else None,
+            timeout=timeout_seconds,
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def answers(self) -> bool:
+        try:
+            self._call("GET", "/admin/version")
+        except (Unreachable, Refused):
+            return False
+        return True
+
+    def start(self, flow: str, deployment: str, parameters: dict[str, Any], name: str) -> str:
+        """-> id of a new flow run of this deployment."""
+        found = self._call("GET", f"/deployments/name/{flow}/{deployment}")
+        body = {"parameters": parameters, "name": name, "state": {"type": "SCHEDULED"}}
+        return str(self._call("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
+
+    def knows(self, flow: str, deployment: str) -> bool:
+        try:
+            self._call("GET", f"/deployments/name/{flow}/{deployment}")
+        except Refused:
+            return False
+        return True
+
+    def have_work_pool(self, name: str) -> None:
+        try:
+            self._call("GET", f"/work_pools/{name}")
+        except Refused:
+            self._call("POST", "/work_pools/", {"name": name, "type": "process"})
+
+    def state(self, flow_run_id: str) -> dict[str, Any]:
+        """type (SCHEDULED, RUNNING, PAUSED, COMPLETED …), name and message."""
+        return dict(self._call("GET", f"/flow_runs/{flow_run_id}")["state"] or {})
+
+    def set_state(self, flow_run_id: str, kind: str, *, force: bool = False, **details: Any) -> None:
+        state = {"type": kind, "name": kind.capitalize(), "state_details": details}
+        body = {"state": state, "force": force}
+        self._call("POST", f"/flow_runs/{flow_run_id}/set_state", body)
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        try:
+            answer = self._http.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise Unreachable(
+                f"Prefect's API at {self.url} does not answer ({error}); start it: dafnck up"
+            ) from None
+        if answer.status_code in (401, 403):
+            raise Refused(
+                f"Prefect's API at {self.url} refuses our credentials; set "
+                "PREFECT_API_AUTH_STRING, or see secrets/prefect-auth in DAFNCK_HOME"
+            )
+        if answer.status_code == 404:
+            raise Refused(f"Prefect's API knows no {path}; dafnck up registers the deployments")
+        if answer.is_error:
+            raise Unreachable(f"Prefect's API answers {answer.status_code}: {answer.text[:300]}")
+        return answer.json() if answer.content else None
+
+
+def own_api() -> PrefectApi | None:
+    """As the environment says, for code that runs inside a flow; None without a server."""
+    url = os.environ.get("PREFECT_API_URL")
+    return PrefectApi(url, os.environ.get("PREFECT_API_AUTH_STRING"), 2.0) if url else None
+
+
+def stack_api(stack: Stack) -> PrefectApi:
+    """The server of the local stack, or the one that PREFECT_API_URL names."""
+    if named := own_api():
+        return named
+    auth = None
+    if stack.prefect_auth_file.exists():
+        auth = stack.prefect_auth_file.read_text().strip()
+    return PrefectApi(stack.prefect_api_url, auth)

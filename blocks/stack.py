@@ -1,0 +1,104 @@
+"""Where the local stack lives and listens: one folder, a few loopback ports, written once by `up`."""
+
+import os
+import socket
+from pathlib import Path
+from zlib import crc32
+
+from pydantic import BaseModel, Field
+
+from blocks.files import write_atomically
+from policy.errors import BadInput, Unreachable
+
+
+class Ports(BaseModel):
+    web: int = 8080
+    router_api: int = 8081
+    prefect: int = 4200
+    services: list[int] = []  # of the router, each for one service alone
+
+
+class Stack(BaseModel):
+    """The stack of one home folder."""
+
+    home: Path
+    ports: Ports
+    ledger_url: str = Field(repr=False)
+
+    @property
+    def dynamic(self) -> Path:
+        return self.home / "traefik" / "dynamic"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.home / "artifacts"
+
+    @property
+    def releases(self) -> Path:
+        return self.home / "releases"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def reports(self) -> Path:
+        return self.home / "reports"
+
+    @property
+    def supervisor(self) -> Path:
+        return self.home / "supervisor"
+
+    @property
+    def supervisor_socket(self) -> Path:
+        """Unix sockets have short names (108 bytes): a deep home gets one under /tmp."""
+        inside = self.supervisor / "rpc.sock"
+        if len(str(inside)) < 90:
+            return inside
+        return Path(f"/tmp/dafnck-{os.getuid()}-{crc32(str(self.home).encode())}/rpc.sock")
+
+    @property
+    def prefect_auth_file(self) -> Path:
+        return self.home / "secrets" / "prefect-auth"
+
+    @property
+    def prefect_api_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.prefect}/api"
+
+    @property
+    def router_api_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.router_api}"
+
+    def save(self) -> None:
+        content = self.ports.model_dump_json(indent=2)
+        write_atomically(self.home / "stack.json", content + "\n")
+
+
+def stack_home() -> Path:
+    """$DAFNCK_HOME, or ~/.dafnck."""
+    return Path(os.environ.get("DAFNCK_HOME") or "~/.dafnck").expanduser().absolute()
+
+
+def stack_at(home: Path, ports: Ports) -> Stack:
+    """$DAFNCK_LEDGER_URL names another ledger than the SQLite file in the home."""
+    url = os.environ.get("DAFNCK_LEDGER_URL") or str(home / "ledger.db")
+    return Stack(home=home, ports=ports, ledger_url=url)
+
+
+def open_stack(home: Path | None = None) -> Stack:
+    """The stack that was brought up in this home."""
+    home = home or stack_home()
+    try:
+        ports = Ports.model_validate_json((home / "stack.json").read_text())
+    except FileNotFoundError:
+        raise Unreachable(f"there is no local stack in {home}; start one: dafnck up") from None
+    except ValueError as error:
+        raise BadInput(f"{home}/stack.json cannot be read ({error}); run dafnck up") from None
+    return stack_at(home, ports)
+
+
+def listens(port: int) -> bool:
+    """Does anything accept connections on this loopback port?"""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,257 @@
+"""Traefik on one machine: one dynamic file a service and environment, replaced atomically.
+
+Invariants: only releases with a share are listed in the weighted service, so that a sticky cookie
+cannot hold a client on a release that was rolled back; a write counts when Traefik's own API
+answers with it.
+"""
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from blocks.files import locked, write_atomically
+from policy.canary import Counters
+from policy.errors import NotApplied, Unreachable
+from policy.release import Endpoints, MatchRules
+
+STATE = "# dafnck: "
+READ_BACK_SECONDS = 3.0
+
+
+def _get(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return b"{}"
+        raise Unreachable(f"Traefik answers {error.code} to {url}") from error
+    except OSError as error:
+        raise Unreachable(
+            f"Traefik does not answer ({error}). Its files hold the last wish and it takes them up "
+            "when it runs; dafnck up starts it"
+        ) from error
+
+
+class TraefikRouter:
+    """TrafficRouter of one service in one environment, over Traefik's file provider."""
+
+    def __init__(
+        self,
+        dynamic: Path,
+        api_url: str,
+        service: str,
+        environment: str,
+        *,
+        host: str,
+        entry_point: str = "web",
+        retries: int = 4,
+    ) -> None:
+        self.name = f"{service}-{environment}"
+        self._path = dynamic / f"{self.name}.yaml"
+        self._lock = dynamic.parent / "locks" / f"{self.name}.lock"
+        self._api_url = api_url
+        self._rule = f"Host(`{host}`)" if entry_point == "web" else "PathPrefix(`/`)"
+        self._entry_point = entry_point
+        self._retries = retries
+
+    # -- TrafficRouter -----------------------------------------------------------------------
+
+    def attach(self, endpoints: Endpoints) -> None:
+        with locked(self._lock):
+            state = self._read()
+            state["backends"][endpoints.release_id] = {
+                "urls": list(endpoints.urls),
+                "health": endpoints.health_path,
+            }
+            self._write(state)
+        self._wait_for(
+            endpoints.release_id,
+            lambda service: [
+                server["url"] for server in service.get("loadBalancer", {}).get("servers", [])
+            ]
+            == list(endpoints.urls),
+        )
+
+    def detach(self, release_id: str) -> None:
+        with locked(self._lock):
+            state = self._read()
+            if state["shares"].get(release_id):
+                raise NotApplied(f"{release_id} has {state['shares'][release_id]}% of the traffic")
+            state["backends"].pop(release_id, None)
+            if (state["rules"] or {}).get("release_id") == release_id:
+                state["rules"] = None
+            self._write(state)
+        self._wait_for(release_id, lambda service: not service)
+
+    def shares(self) -> dict[str, int]:
+        attached = dict.fromkeys(self._read()["backends"], 0)
+        weighted = self._service(self.name).get("weighted", {}).get("services", [])
+        held = {one["name"].removesuffix("@file"): one.get("weight", 0) for one in weighted}
+        return attached | held
+
+    def set_shares(self, shares: dict[str, int]) -> None:
+        wanted = {release: share for release, share in shares.items() if share}
+        with locked(self._lock):
+            state = self._read()
+            if unknown := set(wanted) - set(state["backends"]):
+                raise NotApplied(f"{', '.join(unknown)} not attached; traffic is unchanged")
+            state["shares"] = wanted
+            self._write(state)
+
+        def held(service: dict[str, Any]) -> bool:
+            services = service.get("weighted", {}).get("services", [])
+            return {one["name"]: one.get("weight", 0) for one in services} == wanted
+
+        self._wait_for(self.name, held)
+
+    def match(self, rules: MatchRules | None) -> None:
+        with locked(self._lock):
+            state = self._read()
+            state["rules"] = rules and {
+                "release_id": rules.release_id,
+                "preview": rules.preview,
+                "cohort_header": rules.cohort_header,
+                "cohort_cookie": rules.cohort_cookie,
+                "cohort_on": rules.cohort_on,
+                "sticky": rules.sticky,
+            }
+            self._write(state)
+            routers = self._document(state)["http"].get("routers", {})
+        preview = f"{self.name}-preview"
+        wanted = routers.get(preview, {})
+        self._wait_for(
+            preview,
+            lambda router: all(router.get(key) == wanted.get(key) for key in ("rule", "service")),
+            kind="routers",
+        )
+
+    # -- the file ----------------------------------------------------------------------------
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            first = self._path.read_text().partition("\n")[0]
+        except FileNotFoundError:
+            return {"backends": {}, "shares": {}, "rules": None}
+        if not first.startswith(STATE):
+            raise NotApplied(f"{self._path} was changed by hand; remove it and run dafnck up")
+        return dict(json.loads(first.removeprefix(STATE)))
+
+    def _write(self, state: dict[str, Any]) -> None:
+        # JSON is YAML; the state travels in the same file, so that both change in one rename.
+        document = json.dumps(self._document(state), indent=1)
+        write_atomically(self._path, f"{STATE}{json.dumps(state)}\n{document}\n")
+
+    def _document(self, state: dict[str, Any]) -> dict[str, Any]:
+        middleware = f"{self.name}-retry"
+        common = {"entryPoints": [self._entry_point], "middlewares": [middleware]}
+        routers: dict[str, Any] = {}
+        services: dict[str, Any] = {}
+        for release, backend in state["backends"].items():
+            balancer: dict[str, Any] = {
+                "servers": [{"url": url} for url in backend["urls"]],
+                "serversTransport": "dafnck@file",
+            }
+            if backend["health"] and len(backend["urls"]) > 1:
+                # Takes a replica that hangs out of the rotation; one alone is never taken out.
+                balancer["healthCheck"] = {
+                    "path": backend["health"],
+                    "interval": "5s",
+                    "unhealthyInterval": "1s",
+                    "timeout": "4s",
+                }
+            services[release] = {"loadBalancer": balancer}
+        rules = state["rules"] or {}
+        if state["shares"]:
+            weighted: dict[str, Any] = {
+                "services": [{"name": r, "weight": w} for r, w in state["shares"].items()]
+            }
+            if rules.get("sticky"):
+                cookie = {"name": f"dafnck_{self.name}", "httpOnly": True, "sameSite": "lax"}
+                weighted["sticky"] = {"cookie": cookie}
+            services[self.name] = {"weighted": weighted}
+            routers[self.name] = {
+                "rule": self._rule,
+                "service": self.name,
+                "priority": 10,
+                **common,
+            }
+        if rules and rules["release_id"] in state["backends"]:
+            matched = {"service": rules["release_id"], **common}
+            for name, value in rules["preview"].items():
+                routers[f"{self.name}-preview"] = matched | {
+                    "rule": f"{self._rule} && Header(`{name}`, `{value}`)",
+                    "priority": 1000,
+                }
+            if rules["cohort_on"] and (cohort := rules["cohort_header"]):
+                routers[f"{self.name}-cohort"] = matched | {
+                    "rule": f"{self._rule} && Header(`{cohort[0]}`, `{cohort[1]}`)",
+                    "priority": 900,
+                }
+            if rules["cohort_on"] and (cohort := rules["cohort_cookie"]):
+                pattern = rf"(^|;\s*){re.escape(cohort[0])}={re.escape(cohort[1])}(;|$)"
+                routers[f"{self.name}-cohort"] = matched | {
+                    "rule": f"{self._rule} && HeaderRegexp(`Cookie`, `{pattern}`)",
+                    "priority": 900,
+                }
+        http: dict[str, Any] = {}
+        if services:
+            http["services"] = services
+        if routers:
+            http["routers"] = routers
+            # Only requests that never reached a replica are tried again, so any method is safe.
+            http["middlewares"] = {
+                middleware: {"retry": {"attempts": self._retries, "initialInterval": "100ms"}}
+            }
+        return {"http": http}
+
+    # -- read back ---------------------------------------------------------------------------
+
+    def _service(self, name: str, kind: str = "services") -> dict[str, Any]:
+        return dict(json.loads(_get(f"{self._api_url}/api/http/{kind}/{name}@file")))
+
+    def _wait_for(self, name: str, taken_up: Any, kind: str = "services") -> None:
+        give_up = time.monotonic() + READ_BACK_SECONDS
+        while not taken_up(self._service(name, kind)):
+            if time.monotonic() > give_up:
+                raise NotApplied(
+                    f"Traefik did not take up {self._path.name} in {READ_BACK_SECONDS:g}s; it goes "
+                    f"on with what it had. It holds: {self._service(name, kind)}"
+                )
+            time.sleep(0.01)
+
+
+class TraefikMetrics:
+    """TrafficMetrics from Traefik's own Prometheus endpoint: counts by service, here by release."""
+
+    def __init__(self, api_url: str) -> None:
+        self._url = f"{api_url}/metrics"
+
+    def read(self) -> dict[str, Counters]:
+        from prometheus_client.parser import text_string_to_metric_families
+
+        totals: dict[str, list[float]] = {}
+        buckets: dict[str, dict[float, float]] = {}
+        for family in text_string_to_metric_families(_get(self._url).decode()):
+            if not family.name.startswith("traefik_service_request"):
+                continue
+            for sample in family.samples:
+                release = sample.labels.get("service", "").removesuffix("@file")
+                if sample.name == "traefik_service_requests_total":
+                    total = totals.setdefault(release, [0, 0])
+                    total[0] += sample.value
+                    total[1] += sample.value if sample.labels["code"].startswith("5") else 0
+                elif sample.name == "traefik_service_request_duration_seconds_bucket":
+                    # A WebSocket (101) lasts as long as it is open: no latency of an answer.
+                    if sample.labels["code"] != "101":
+                        of = buckets.setdefault(release, {})
+                        bound = float(sample.labels["le"])
+                        of[bound] = of.get(bound, 0) + sample.value
+        return {
+            release: Counters(requests, errors, dict(sorted(buckets.get(release, {}).items())))
+            for release, (requests, errors) in totals.items()
+        }

@@ -1,0 +1,122 @@
+"""Starts a flow, in this process or through the worker, and follows it in the ledger."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from blocks.ledger import Ledger
+from blocks.prefect_api import TERMINAL, PrefectApi, stack_api
+from blocks.stack import Stack
+from deployments.local_stack import prefect_environment, quiet_prefect
+from policy.errors import Refused, RolledBack, Unreachable
+from policy.release import FINISHED, Phase, RolloutRecord
+
+
+def run(
+    stack: Stack,
+    ledger: Ledger,
+    flow: str,
+    parameters: dict[str, Any],
+    name: str,
+    *,
+    here: bool,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Raises RolledBack (exit code 1) when the rollout did not end with its release serving."""
+    service = _service(parameters, name)
+    if here:
+        before = _newest(ledger, service)
+        message = _run_here(stack, flow, parameters)
+        rollout = _newest(ledger, service)
+        done = rollout if rollout and (not before or rollout.id != before.id) else None
+    else:
+        api = stack_api(stack)
+        flow_run_id = api.start(flow, "local", parameters, name)
+        link = f"{api.url.removesuffix('/api')}/runs/flow-run/{flow_run_id}"
+        if not wait:
+            print(json.dumps({"flow_run_id": flow_run_id}) if as_json else f"{name}: {link}")
+            return
+        if not as_json:
+            print(f"{name}\n{link}", flush=True)
+        done, message = _follow(ledger, api, flow_run_id, quiet=as_json)
+    _conclude(done, message, as_json)
+
+
+def _conclude(done: RolloutRecord | None, message: str, as_json: bool) -> None:
+    if as_json and done:
+        print(json.dumps(asdict(done), indent=1))
+    if done is None:
+        if message.startswith("ended "):
+            print(message)
+            return
+        raise Refused(message)
+    if done.phase is not Phase.PROMOTED:
+        serves = f"{done.stable_id} serves" if done.stable_id else "nothing serves"
+        raise RolledBack(
+            f"{done.version} {done.phase}: {done.reason}\n{serves}; the report tells more: "
+            f"dafnck report {done.service} --env {done.environment}"
+        )
+    if not as_json:
+        print(f"{done.release_id} ({done.version}) serves: {done.reason}")
+
+
+def _run_here(stack: Stack, flow: str, parameters: dict[str, Any]) -> str:
+    """-> message of the end state. The stack's Prefect server sees the run, when it answers."""
+    os.environ |= quiet_prefect(stack)
+    if "PREFECT_API_URL" not in os.environ and stack_api(stack).answers():
+        os.environ |= prefect_environment(stack)
+    from flows.release import release
+    from flows.rollback import rollback
+
+    state = (release if flow == "release" else rollback)(**parameters, return_state=True)
+    return str(state.message or "")
+
+
+def _follow(
+    ledger: Ledger, api: PrefectApi, flow_run_id: str, *, quiet: bool
+) -> tuple[RolloutRecord | None, str]:
+    """Print what is decided, until the rollout ends. -> its record and Prefect's last words."""
+    from rich.console import Console
+
+    console = Console(highlight=False, file=sys.stdout)
+    told = 0
+    rollout: RolloutRecord | None = None
+    ended_at: float | None = None
+    with console.status("waits for a worker") as spinner:
+        while True:
+            rollout = ledger.rollout_of_flow_run(flow_run_id)
+            if rollout is not None:
+                for row in ledger.decisions(rollout.id)[told:]:
+                    told += 1
+                    after = row["at"] - rollout.started_at
+                    line = f"{after:6.1f}s {row['share']:3d}%  {row['action']:12} {row['reason']}"
+                    if not quiet:
+                        console.print(line, soft_wrap=True, markup=False)
+                spinner.update(rollout.phase)
+                if rollout.phase in FINISHED:
+                    return rollout, ""
+            try:
+                state = api.state(flow_run_id)
+            except Unreachable:
+                state = {}  # the ledger goes on without it
+            if state.get("type") in TERMINAL:
+                # The end of the rollout may be on its way into the ledger: hooks, the guard.
+                ended_at = ended_at or time.monotonic()
+                if rollout is None or time.monotonic() - ended_at > 30:
+                    return rollout, str(state.get("message") or state.get("name"))
+            time.sleep(0.25)
+
+
+def _newest(ledger: Ledger, service: str) -> RolloutRecord | None:
+    found = ledger.history(service, limit=1)
+    return found[0] if found else None
+
+
+def _service(parameters: dict[str, Any], name: str) -> str:
+    return str(parameters.get("service") or name.partition(" ")[0])
+
+

@@ -1,0 +1,375 @@
+"""The local stack: supervisord keeps Traefik, Prefect's server and a worker alive on loopback."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from blocks.exec_replica import started
+from blocks.files import locked, write_atomically
+from blocks.ledger import Ledger
+from blocks.prefect_api import PrefectApi
+from blocks.stack import Ports, Stack, listens, stack_at
+from blocks.supervisor import Supervisor
+from policy.errors import BadInput, DafnckError, Unreachable
+
+TRAEFIK, SERVER, WORKER = "traefik", "prefect-server", "prefect-worker"
+WORK_POOL = "dafnck-local"
+HERE = Path(__file__).parent
+BIN = Path(sys.executable).parent
+
+
+def up(home: Path, ports: Ports, said: Callable[[str], None], *, prefect: bool = True) -> Stack:
+    """Start what does not run, leave alone what does. `said` hears of each step.
+
+    Raises BadInput for a port that another program has: nothing is changed then."""
+    with locked(home / "up.lock"):
+        stack = stack_at(home, ports)
+        supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
+        runs = supervisor.answers()
+        _check_ports(stack, supervisor if runs else None, prefect)
+        for folder in (stack.dynamic, stack.logs, stack.releases, stack.artifacts, stack.reports):
+            folder.mkdir(parents=True, exist_ok=True)
+        home.chmod(0o700)
+        _write_secret(stack)
+        stack.save()
+        changed = _write_traefik(stack)
+        if not runs:
+            said("supervisord")
+            _start_supervisord(stack, supervisor)
+        said("Traefik")
+        _run(stack, supervisor, TRAEFIK, _traefik_spec(stack), grace_seconds=5, restart=changed)
+        _wait(lambda: listens(ports.web) and listens(ports.router_api), TRAEFIK, stack, 20)
+        if prefect:
+            said("Prefect server")
+            _run(stack, supervisor, SERVER, _server_spec(stack), grace_seconds=5)
+            api = PrefectApi(stack.prefect_api_url, stack.prefect_auth_file.read_text().strip())
+            _wait(api.answers, SERVER, stack, 90)
+            said("deployments and worker")
+            _register(stack, api)
+            _run(stack, supervisor, WORKER, _worker_spec(stack), grace_seconds=10)
+        said("services")
+        resume_services(stack)
+    return stack
+
+
+def down(stack: Stack, said: Callable[[str], None]) -> None:
+    """Stop everything that `up` and releases started. What was released starts again with `up`."""
+    supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
+    pid_file = stack.supervisor / "supervisord.pid"
+    if not supervisor.answers():
+        said("nothing runs")
+        return
+    pid = int(pid_file.read_text())
+    mark = started(pid)
+    # The worker first: it must not start or crash runs while the rest goes away.
+    for name in (WORKER, SERVER):
+        if name in supervisor.programs():
+            said(f"stopping {name}")
+            supervisor.remove(name, 10)
+    said("stopping services and the router")
+    supervisor.shutdown()
+    give_up = time.monotonic() + 60
+    while _alive(pid, mark):
+        if time.monotonic() > give_up:
+            raise DafnckError(f"supervisord (pid {pid}) still runs after 60s; see {stack.logs}")
+        time.sleep(0.1)
+
+
+def resume_services(stack: Stack) -> None:
+    """Have every stable release run and be routed; end rollouts that nobody leads any more."""
+    from tasks.lease import held_lease
+    from tasks.put_back import make_room, unfinished_first
+    from tasks.site import site_of_release
+
+    ledger = Ledger(stack.ledger_url)
+    try:
+        left = {(r.service, r.environment) for r in ledger.unfinished()}
+        for service, environment in sorted(left):
+            known = ledger.releases(service, environment)
+            if ledger.lease(service, environment) is None and known:
+                with held_lease(ledger, service, environment, "dafnck up"):
+                    unfinished_first(site_of_release(stack, ledger, known[0]))
+        for service, environment, release_id, _ in ledger.stables():
+            if ledger.lease(service, environment) is None:
+                site = site_of_release(stack, ledger, release_id)
+                make_room(site, release_id)
+                if not any(site.platform.router.shares().values()):
+                    site.platform.router.set_shares({release_id: 100})
+    finally:
+        ledger.close()
+
+
+def prefect_environment(stack: Stack) -> dict[str, str]:
+    """What a process needs to talk to the stack's Prefect server."""
+    return {
+        "PREFECT_API_URL": stack.prefect_api_url,
+        "PREFECT_API_AUTH_STRING": stack.prefect_auth_file.read_text().strip(),
+        **quiet_prefect(stack),
+    }
+
+
+def quiet_prefect(stack: Stack) -> dict[str, str]:
+    return {
+        "PREFECT_HOME": str(stack.home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "dafnck",
+        "PREFECT_CLI_COLORS": "false",
+        "DAFNCK_HOME": str(stack.home),
+    }
+
+
+# -- the parts --------------------------------------------------------------------------------
+
+
+def _traefik_spec(stack: Stack) -> list[str]:
+    return [str(BIN / "traefik"), f"--configFile={stack.home / 'traefik' / 'traefik.json'}"]
+
+
+def _server_spec(stack: Stack) -> list[str]:
+    port = str(stack.ports.prefect)
+    return [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", port]
+
+
+def _worker_spec(stack: Stack) -> list[str]:
+    words = ["worker", "start", "--pool", WORK_POOL, "--name", "local", "--type", "process"]
+    return [str(BIN / "prefect"), *words]
+
+
+def _environment(stack: Stack, name: str) -> dict[str, str]:
+    inherited = ("PATH", "HOME", "LANG", "TZ", "SSL_CERT_FILE", "DAFNCK_LEDGER_URL")
+    environment = {key: os.environ[key] for key in inherited if key in os.environ}
+    # Builds run in the worker and need what the person's shell says about package indexes.
+    prefixes = ("UV_", "PIP_", "HTTP_", "HTTPS_", "NO_PROXY", "http_", "https_", "no_proxy")
+    environment |= {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
+    if name == TRAEFIK:
+        return {"PATH": os.environ.get("PATH", os.defpath)}
+    environment |= prefect_environment(stack)
+    if name == SERVER:
+        environment["PREFECT_SERVER_API_AUTH_STRING"] = environment["PREFECT_API_AUTH_STRING"]
+        del environment["PREFECT_API_URL"]
+        environment["PREFECT_UI_API_URL"] = stack.prefect_api_url
+    else:
+        environment["PREFECT_WORKER_QUERY_SECONDS"] = "1"
+    return environment
+
+
+def _run(
+    stack: Stack,
+    supervisor: Supervisor,
+    name: str,
+    argv: list[str],
+    *,
+    grace_seconds: float,
+    restart: bool = False,
+) -> None:
+    spec = stack.supervisor / f"{name}.json"
+    content = {
+        "argv": argv,
+        "env": _environment(stack, name),
+        "cwd": str(stack.home),
+        "grace_seconds": grace_seconds,
+    }
+    program = supervisor.programs().get(name)
+    text = json.dumps(content, indent=1)
+    if program and program.alive and (restart or text != spec.read_text()):
+        supervisor.remove(name, grace_seconds)
+    write_atomically(spec, text, 0o600)
+    log = stack.logs / f"{name}.log"
+    supervisor.add(name, spec, log, restarts=50, grace_seconds=grace_seconds)
+
+
+def _write_traefik(stack: Stack) -> bool:
+    """-> whether Traefik must be restarted to know of it."""
+    address = "127.0.0.1:{}".format
+    points = {"web": stack.ports.web} | {f"port-{port}": port for port in stack.ports.services}
+    static = {
+        "global": {"checkNewVersion": False, "sendAnonymousUsage": False},
+        "log": {"level": "WARN", "noColor": True},
+        "entryPoints": {
+            name: {
+                "address": address(port),
+                "http": {"aliasHeadersStrategy": "delete"},
+                # On SIGTERM: finish what is under way.
+                "transport": {"lifeCycle": {"graceTimeOut": "5s"}},
+            }
+            for name, port in points.items()
+        }
+        | {"traefik": {"address": address(stack.ports.router_api)}},
+        "providers": {
+            "providersThrottleDuration": "20ms",
+            "file": {"directory": str(stack.dynamic), "watch": True},
+        },
+        "api": {"insecure": True, "dashboard": False},  # read-only, on loopback
+        "metrics": {
+            "prometheus": {
+                "entryPoint": "traefik",
+                "addServicesLabels": True,
+                "addEntryPointsLabels": False,
+                "buckets": [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30],
+            }
+        },
+    }
+    # Idle connections to replicas end soon: the router must not hold on to one that a replica is
+    # about to close, and "no connection left" is how a drain ends.
+    transport = {"forwardingTimeouts": {"idleConnTimeout": "1s", "dialTimeout": "5s"}}
+    shared = {"http": {"serversTransports": {"dafnck": transport}}}
+    write_atomically(stack.dynamic / "dafnck.yaml", json.dumps(shared, indent=1) + "\n")
+    path = stack.home / "traefik" / "traefik.json"
+    text = json.dumps(static, indent=1) + "\n"
+    changed = path.exists() and path.read_text() != text
+    write_atomically(path, text)
+    return changed
+
+
+def _write_secret(stack: Stack) -> None:
+    if not stack.prefect_auth_file.exists():
+        stack.prefect_auth_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(stack.prefect_auth_file, f"dafnck:{secrets.token_urlsafe(24)}\n", 0o600)
+
+
+def _start_supervisord(stack: Stack, supervisor: Supervisor) -> None:
+    folder = stack.supervisor
+    (folder / "conf.d").mkdir(parents=True, exist_ok=True)
+    stack.supervisor_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    escaped = str(folder).replace("%", "%%")
+    lines = [
+        "[supervisord]",
+        f"logfile={str(stack.logs).replace('%', '%%')}/supervisord.log",
+        f"pidfile={escaped}/supervisord.pid",
+        f"childlogdir={escaped}",
+        "logfile_maxbytes=10MB",
+        "minfds=4096",
+        *(["user=root"] if os.geteuid() == 0 else []),
+        "[unix_http_server]",
+        f"file={str(stack.supervisor_socket).replace('%', '%%')}",
+        "chmod=0600",
+        "[rpcinterface:supervisor]",
+        "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
+        "[include]",
+        f"files = {escaped}/conf.d/*.conf",
+    ]
+    write_atomically(folder / "supervisord.conf", "\n".join(lines) + "\n")
+    begun = subprocess.run(
+        [str(BIN / "supervisord"), "-c", str(folder / "supervisord.conf")],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if begun.returncode != 0:
+        last = (begun.stderr or begun.stdout).strip().splitlines()[-1:]
+        raise Unreachable(f"supervisord does not start: {''.join(last)}; see {stack.logs}")
+    _wait(supervisor.answers, "supervisord", stack, 20)
+
+
+def _register(stack: Stack, api: PrefectApi) -> None:
+    """`prefect deploy --all`, which takes seconds: only when prefect.yaml or we have changed."""
+    file = next(p for p in (HERE.parent / "prefect.yaml", HERE / "prefect.yaml") if p.exists())
+    api.have_work_pool(WORK_POOL)
+    mark = stack.home / "prefect" / "deployed"
+    content = f"{version('dafnck')} {sys.executable}\n{file.read_text()}"
+    if mark.exists() and mark.read_text() == content and api.knows("release", "local"):
+        return
+    done = subprocess.run(
+        [str(BIN / "prefect"), "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
+        cwd=file.parent,
+        env=_environment(stack, WORKER),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = (done.stdout + done.stderr)[-2000:]
+        raise DafnckError(f"the deployments cannot be registered; what serves serves:\n{said}")
+    write_atomically(mark, content)
+
+
+def _check_ports(stack: Stack, supervisor: Supervisor | None, prefect: bool) -> None:
+    alive = {n for n, p in supervisor.programs().items() if p.alive} if supervisor else set()
+    ports = [(stack.ports.web, TRAEFIK), (stack.ports.router_api, TRAEFIK)]
+    ports += [(port, TRAEFIK) for port in stack.ports.services]
+    ports += [(stack.ports.prefect, SERVER)] if prefect else []
+    ours = set()
+    if TRAEFIK in alive:
+        static = json.loads((stack.home / "traefik" / "traefik.json").read_text())
+        for point in static["entryPoints"].values():
+            ours.add(int(point["address"].rpartition(":")[2]))
+    if SERVER in alive:
+        saved = Ports.model_validate_json((stack.home / "stack.json").read_text())
+        ours.add(saved.prefect)
+    for port, name in ports:
+        if port not in ours and listens(port):
+            raise BadInput(
+                f"port {port}, wanted for {name}, is in use by another program; nothing was "
+                "changed. Choose others: dafnck up --web-port, --router-api-port, --prefect-port"
+            )
+
+
+def _wait(answers: Callable[[], bool], name: str, stack: Stack, limit_seconds: float) -> None:
+    give_up = time.monotonic() + limit_seconds
+    while not answers():
+        if time.monotonic() > give_up:
+            log = stack.logs / f"{name}.log"
+            raise Unreachable(f"{name} does not answer after {limit_seconds:g}s; see {log}")
+        time.sleep(0.1)
+
+
+def _alive(pid: int, mark: str) -> bool:
+    try:
+        return started(pid) == mark
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@dataclass(frozen=True)
+class Finding:
+    part: str
+    ok: bool
+    words: str
+    fix: str = ""
+
+
+def examine(stack: Stack) -> Iterator[Finding]:
+    """What is missing or unhealthy, and the fix."""
+    for tool in ("traefik", "supervisord", "prefect"):
+        there = (BIN / tool).exists()
+        yield Finding(tool, there, str(BIN / tool), "" if there else "uv pip install dafnck")
+    supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
+    if not supervisor.answers():
+        yield Finding("stack", False, f"nothing runs in {stack.home}", "dafnck up")
+        return
+    for name, program in sorted(supervisor.programs().items()):
+        words = program.state.lower() + (f": {program.trouble}" if program.trouble else "")
+        ok = program.state == "RUNNING"
+        yield Finding(name, ok, words, "" if ok else f"see {stack.logs}; then dafnck up")
+    for name, port in (("router", stack.ports.web), ("router API", stack.ports.router_api)):
+        ok = listens(port)
+        yield Finding(name, ok, f"127.0.0.1:{port}", "" if ok else "dafnck up")
+    auth = stack.prefect_auth_file
+    mode = auth.stat().st_mode & 0o777
+    private = mode == 0o600
+    yield Finding("secret", private, f"{auth} {mode:o}", "" if private else f"chmod 600 {auth}")
+    answers = PrefectApi(stack.prefect_api_url, auth.read_text().strip()).answers()
+    yield Finding("Prefect API", answers, stack.prefect_api_url, "" if answers else "dafnck up")
+    ledger = Ledger(stack.ledger_url)
+    for rollout in ledger.unfinished():
+        led = ledger.lease(rollout.service, rollout.environment) is not None
+        yield Finding(
+            f"rollout {rollout.id}",
+            led,
+            f"{rollout.service} in {rollout.environment}: {rollout.phase}",
+            "" if led else f"dafnck rollback {rollout.service} --env {rollout.environment}",
+        )
+    ledger.close()
+    free = os.statvfs(stack.home)
+    free_bytes = free.f_bavail * free.f_frsize
+    enough = free_bytes > 2**30
+    yield Finding("disk", enough, f"{free_bytes / 2**30:.1f} GiB free", "" if enough else "free it")

@@ -1,0 +1,106 @@
+"""A rollout from its first action to its last: decide from what is seen, do it, look again."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from policy.errors import DafnckError, LeaseLost
+from policy.release import FINISHED, Phase, Release, RolloutRecord
+from policy.rollout import (
+    AskApproval,
+    Finish,
+    Plan,
+    Promote,
+    RollBack,
+    Shift,
+    ShrinkStable,
+    StartNew,
+    Stop,
+    Wait,
+    next_action,
+)
+from tasks import put_back, traffic, workloads
+from tasks.lease import Held
+from tasks.look import Eyes
+from tasks.prefect_run import OwnRun
+from tasks.publish import Publisher
+from tasks.site import Site
+
+log = logging.getLogger("dafnck")
+
+
+def carry_out(
+    site: Site, rollout: RolloutRecord, new: Release, plan: Plan, lease: Held, publisher: Publisher
+) -> Phase:
+    """Run the plan to its end. -> the phase it ended in."""
+    eyes = Eyes(site, rollout, new, plan)
+
+    def cancelled() -> None:
+        eyes.cancelled = "cancelled in Prefect"
+        eyes.interrupted.set()
+
+    def resumed() -> None:
+        eyes.approved_by = "somebody in the Prefect UI"
+        site.ledger.approve(rollout.id, eyes.approved_by)
+        eyes.interrupted.set()
+
+    steps: list[dict[str, object]] = []
+    with eyes, OwnRun(cancelled, resumed) as own_run:
+        while not isinstance(action := next_action(plan, eyes.look()), Stop):
+            lease.check()
+            if not isinstance(action, Wait | AskApproval):
+                steps.append(_told(site, rollout, eyes, action))
+                publisher.table("steps", steps, f"What was done to release {new.version}")
+            match action:
+                case StartNew(replicas):
+                    ready = workloads.start_replicas(site, rollout.id, new, replicas)
+                    on = eyes.known.shares.get(new.id, 0) > 0
+                    traffic.preview(site, rollout, new, ready, cohort_on=on)
+                case Shift(share):
+                    traffic.shift_traffic(site, rollout, new, share, eyes)
+                case Wait() | AskApproval():
+                    traffic.watch(site, rollout, plan, eyes, own_run)
+                case ShrinkStable(replicas):
+                    workloads.shrink_stable(site, rollout, replicas)
+                case Promote(reason):
+                    traffic.promote(site, rollout, new, reason)
+                case Finish():
+                    traffic.finish(site, rollout)
+                case RollBack(reason):
+                    traffic.roll_back(site, rollout, reason)
+        eyes.look()
+    return site.ledger.rollout(rollout.id).phase
+
+
+def _told(site: Site, rollout: RolloutRecord, eyes: Eyes, action: object) -> dict[str, object]:
+    """Write a decision down and say it; -> its row in the table of steps."""
+    name = type(action).__name__
+    details = ", ".join(f"{key} {value}" for key, value in vars(action).items())
+    share = eyes.known.shares.get(eyes.new.id, 0)
+    verdict = eyes.judgement.verdict.value if eyes.judgement else None
+    site.ledger.decide(rollout.id, name, share, verdict, details)
+    log.info("%s %s", name, details)
+    at = site.clock() - rollout.started_at
+    return {
+        "after": f"{at:.1f} s",
+        "action": name,
+        "details": details,
+        "share": f"{share}%",
+        "verdict": verdict or "",
+    }
+
+
+@contextmanager
+def whole_or_nothing(site: Site, rollout: RolloutRecord) -> Iterator[None]:
+    """However the body is left, the rollout is ended: an exception, a signal, a cancellation gives
+    the traffic back to the stable release first, in this process, before anything else."""
+    try:
+        yield
+    except LeaseLost:
+        raise  # somebody else acts for this rollout now
+    except BaseException as error:
+        if site.ledger.rollout(rollout.id).phase not in FINISHED:
+            words = str(error) if isinstance(error, DafnckError) else repr(error)
+            log.warning("%s: traffic goes to the stable release", words.splitlines()[0])
+            put_back.put_back(site, rollout.id, words)
+        raise

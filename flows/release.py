@@ -1,0 +1,108 @@
+"""Releases a service: build, start, preview, roll out, promote; or everything back as it was."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed, State
+
+from blocks.ledger import Ledger
+from blocks.stack import open_stack
+from flows import hooks
+from flows.carry_out import carry_out, whole_or_nothing
+from policy.errors import DafnckError
+from policy.release import Phase, RolloutRecord
+from policy.rollout import plan
+from policy.service_file import ServiceFile
+from tasks.build import build_artifact, version_of, write_release
+from tasks.lease import held_lease
+from tasks.prefect_run import flow_run_id
+from tasks.publish import Publisher
+from tasks.put_back import unfinished_first
+from tasks.read import read_service
+from tasks.report import write_report
+from tasks.site import Site, site_of_file
+from tasks.workloads import prune
+
+
+def _name() -> str:
+    given = flow_run.parameters
+    file = Path(given["service_file"])
+    version = given.get("version") or version_of(file.parent)
+    wanted, environment = read_service(file, given.get("environment"))
+    return f"{wanted.service} {version} → {environment}"
+
+
+def run_name() -> str:
+    """'shop 1.4.2 → prod'; the file's name when it cannot be read, which the flow then says."""
+    try:
+        return _name()
+    except DafnckError:
+        return f"release of {flow_run.parameters['service_file']}"
+
+
+@flow(
+    name="release",
+    flow_run_name=run_name,
+    validate_parameters=True,
+    on_failure=[hooks.give_traffic_back],
+    on_crashed=[hooks.give_traffic_back],
+    on_cancellation=[hooks.give_traffic_back],
+)
+def release(
+    service_file: str, environment: str | None = None, version: str | None = None
+) -> State[Any]:
+    """Release a service as its file says.
+
+    Args:
+        service_file: path of `dafnck.yaml` on the machine of the worker
+        environment: which of its environments; may be left out when there is only one
+        version: what people call this release; default: what git calls the source
+    """
+    file = Path(service_file).absolute()
+    ledger = Ledger((stack := open_stack()).ledger_url)
+    try:
+        wanted, environment = read_service(file, environment)
+        site = site_of_file(stack, ledger, wanted, environment, file)
+        rollout = _release(site, wanted, file, version or version_of(file.parent))
+    except DafnckError as error:
+        return Failed(message=str(error))
+    finally:
+        ledger.close()
+    if rollout.phase is Phase.PROMOTED:
+        return Completed(message=f"{rollout.release_id} serves: {rollout.reason}")
+    return Failed(message=f"{rollout.phase}: {rollout.reason}")
+
+
+def _release(site: Site, wanted: ServiceFile, file: Path, version: str) -> RolloutRecord:
+    publisher = Publisher(f"{site.service}-{site.environment}")
+    with held_lease(site.ledger, site.service, site.environment, f"release {version}") as lease:
+        unfinished_first(site)
+        rollout = site.ledger.open_rollout(
+            site.service,
+            site.environment,
+            token=lease.token,
+            kind="release",
+            version=version,
+            strategy=wanted.rollout.strategy,
+            flow_run_id=flow_run_id(),
+        )
+        try:
+            with whole_or_nothing(site, rollout):
+                digest = build_artifact(site, rollout.id, wanted, file.parent)
+                new = write_release(site, rollout.id, wanted, file, digest, version)
+                site.ledger.set_phase(rollout.id, Phase.STARTING)
+                stable = rollout.stable_id and site.ledger.release(rollout.stable_id)
+                steps = plan(
+                    wanted.rollout,
+                    replicas=wanted.run.replicas,
+                    stable_replicas=stable.run.replicas if stable else None,
+                    now=site.clock(),
+                )
+                carry_out(site, rollout, new, steps, lease, publisher)
+            prune(site, wanted.rollout.keep)
+        finally:
+            write_report(site, rollout.id, publisher)
+            publisher.close()
+    return site.ledger.rollout(rollout.id)

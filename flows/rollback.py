@@ -1,0 +1,110 @@
+"""Back to a release that was good: after a death, or because a person says so."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.states import Completed, Failed, State
+
+from blocks.ledger import Ledger
+from blocks.stack import open_stack
+from flows import hooks
+from flows.carry_out import carry_out, whole_or_nothing
+from policy.errors import DafnckError, Refused
+from policy.release import Phase, RolloutRecord
+from policy.rollout import plan
+from policy.service_file import Rollout
+from tasks.lease import held_lease
+from tasks.prefect_run import flow_run_id
+from tasks.publish import Publisher
+from tasks.put_back import unfinished_first
+from tasks.report import write_report
+from tasks.site import Site, site_of_release
+from tasks.workloads import prune
+
+
+@flow(
+    name="rollback",
+    flow_run_name="{service} ← {environment}",
+    on_failure=[hooks.give_traffic_back],
+    on_crashed=[hooks.give_traffic_back],
+    on_cancellation=[hooks.give_traffic_back],
+)
+def rollback(
+    service: str, environment: str, to: str | None = None, only_unfinished: bool = False
+) -> State[Any]:
+    """Go back to the last good release, or to a named one.
+
+    A rollout that died is ended first; that alone is done when `only_unfinished` is set.
+
+    Args:
+        service: name of the service
+        environment: where
+        to: id of a release (see `dafnck history`); default: the good one before this
+        only_unfinished: end what was left half-done, nothing else
+    """
+    ledger = Ledger((stack := open_stack()).ledger_url)
+    try:
+        known = ledger.releases(service, environment)
+        if not known:
+            raise Refused(f"the ledger knows no release of {service} in {environment}")
+        site = site_of_release(stack, ledger, known[0])
+        done = _rollback(site, to, only_unfinished)
+    except DafnckError as error:
+        return Failed(message=str(error))
+    finally:
+        ledger.close()
+    if isinstance(done, str):
+        return Completed(message=done)
+    if done.phase is Phase.PROMOTED:
+        return Completed(message=f"{done.release_id} serves again")
+    return Failed(message=f"{done.phase}: {done.reason}")
+
+
+def _rollback(site: Site, to: str | None, only_unfinished: bool) -> RolloutRecord | str:
+    publisher = Publisher(f"{site.service}-{site.environment}")
+    with held_lease(site.ledger, site.service, site.environment, "rollback") as lease:
+        ended = unfinished_first(site)
+        if only_unfinished or (ended and to is None):
+            return f"ended {len(ended)} unfinished rollouts: {', '.join(ended) or 'none was'}"
+        target = site.ledger.release(to or _last_good(site))
+        if target.id == site.ledger.stable(site.service, site.environment):
+            raise Refused(f"{target.id} serves already; nothing was changed")
+        rollout = site.ledger.open_rollout(
+            site.service,
+            site.environment,
+            token=lease.token,
+            kind="rollback",
+            version=target.version,
+            strategy="blue-green",
+            flow_run_id=flow_run_id(),
+            release_id=target.id,
+        )
+        try:
+            with whole_or_nothing(site, rollout):
+                site.ledger.set_phase(rollout.id, Phase.STARTING)
+                # No judge and no baking: a person, or a failure, has judged already.
+                way = Rollout(strategy="blue-green", sticky=target.rollout.sticky)
+                steps = plan(
+                    way,
+                    replicas=target.run.replicas,
+                    stable_replicas=0 if rollout.stable_id else None,
+                    now=site.clock(),
+                )
+                unjudged = target.model_copy(update={"rollout": way})
+                carry_out(site, rollout, unjudged, steps, lease, publisher)
+            prune(site, target.rollout.keep)
+        finally:
+            write_report(site, rollout.id, publisher)
+            publisher.close()
+    return site.ledger.rollout(rollout.id)
+
+
+def _last_good(site: Site) -> str:
+    stable = site.ledger.stable(site.service, site.environment)
+    good = site.ledger.releases(site.service, site.environment, promoted=True)
+    for release_id in good:
+        if release_id != stable:
+            return release_id
+    raise Refused(
+        f"there is no earlier good release of {site} on disk; {stable or 'nothing'} serves"
+    )

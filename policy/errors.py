@@ -1,0 +1,39 @@
+"""What can go wrong, by what the person can do about it.
+
+Every message says what happened, what is true now and what to do next.
+The exit code is the one that the `dafnck` command ends with.
+"""
+
+
+class DafnckError(Exception):
+    exit_code = 3
+
+
+class BadInput(DafnckError):
+    """Something that a person wrote cannot be meant: nothing was changed."""
+
+    exit_code = 2
+
+
+class Refused(DafnckError):
+    """The request is understood and declined; what served before still serves."""
+
+    exit_code = 1
+
+
+class RolledBack(DafnckError):
+    """The new release did not stay; the stable one has all traffic again."""
+
+    exit_code = 1
+
+
+class NotApplied(DafnckError):
+    """A write to the outside world did not read back as it was written."""
+
+
+class Unreachable(DafnckError):
+    """A part that is needed (router, supervisor, ledger, Prefect's API) does not answer."""
+
+
+class LeaseLost(DafnckError):
+    """Another process took over this rollout: this one must not act any more."""

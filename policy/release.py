@@ -1,0 +1,133 @@
+"""The values that the ledger keeps: what a release is, how far a rollout got, what was intended.
+
+A release is artifact + configuration + routing under one id and never changes: what it ran with
+yesterday is what it runs with when it comes back.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from policy.service_file import Rollout, Route, Run
+
+
+class Release(BaseModel):
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    id: str
+    service: str
+    environment: str
+    version: str
+    artifact: str  # digest of what was built; names its directory
+    run: Run
+    route: Route
+    rollout: Rollout
+    files: dict[str, bytes] = {}  # configuration: path in the working directory -> content
+    created_at: float  # seconds since the epoch
+
+    @property
+    def host(self) -> str:
+        return self.route.host or f"{self.service}.{self.environment}.localhost"
+
+
+class Phase(StrEnum):
+    """How far a rollout got. The last three are ends."""
+
+    BUILDING = "building"
+    STARTING = "starting"
+    SHIFTING = "shifting"
+    DRAINING = "draining"  # promoted: the new release is stable, the old one is on its way out
+    ROLLING_BACK = "rolling back"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled back"
+    FAILED = "failed"  # ended before any traffic was touched
+
+
+FINISHED = frozenset({Phase.PROMOTED, Phase.ROLLED_BACK, Phase.FAILED})
+
+
+class Verdict(StrEnum):
+    PASS = "pass"  # noqa: S105 - a verdict
+    FAIL = "fail"
+    UNSURE = "unsure"
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """One attempt to make `release_id` the stable release, as the ledger holds it."""
+
+    id: int
+    service: str
+    environment: str
+    kind: str  # release | rollback
+    version: str
+    release_id: str | None  # None until built
+    stable_id: str | None  # what served when it began
+    strategy: str
+    phase: Phase
+    reason: str
+    flow_run_id: str | None
+    started_at: float
+    finished_at: float | None
+    approved_by: str | None
+    abort_reason: str | None
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A side effect, written down before it is done; `outcome` is None until it is."""
+
+    id: int
+    rollout_id: int
+    key: str  # the same act on the same thing has the same key
+    act: str
+    detail: dict[str, Any]
+    at: float
+    outcome: str | None
+    outcome_at: float | None
+
+
+@dataclass(frozen=True)
+class Lease:
+    service: str
+    environment: str
+    rollout_id: int
+    holder: str
+    taken_at: float
+    expires_at: float
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a release listens, as seen just now."""
+
+    release_id: str
+    wanted: int
+    ready: tuple[str, ...]  # URLs of the replicas that answer their health check
+    urls: tuple[str, ...]  # URLs of all replicas, in the order of their numbers
+    connections: tuple[int, ...] = ()  # established connections to each of them
+    trouble: str = ""  # why replicas are not ready, as far as the platform knows
+    health_path: str | None = None
+    fatal: bool = False  # the platform gave up on a replica
+
+    def first(self, replicas: int) -> "Endpoints":
+        """As if there were only the first so many."""
+        urls = self.urls[:replicas]
+        ready = tuple(url for url in self.ready if url in urls)
+        return replace(
+            self, wanted=len(urls), ready=ready, urls=urls, connections=self.connections[:replicas]
+        )
+
+
+@dataclass(frozen=True)
+class MatchRules:
+    """Which requests reach `release_id` whatever the shares say, and whether clients stick."""
+
+    preview: dict[str, str]  # header -> value, reaches the release before it has traffic
+    release_id: str | None = None
+    cohort_header: tuple[str, str] | None = None
+    cohort_cookie: tuple[str, str] | None = None
+    cohort_on: bool = False  # the cohort goes to the release from the first step on
+    sticky: bool = False

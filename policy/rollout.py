@@ -1,0 +1,193 @@
+"""What to do next in a rollout, decided from what is seen alone.
+
+`next_action` has no memory: interrupted anywhere and asked again, it goes on from there. Invariants:
+- traffic moves only to replicas that are ready;
+- the stable release keeps what it needs to take everything back until the new one is promoted
+  (except `rolling` and `recreate`, which say so by their names);
+- nothing is promoted while the judge is unsure.
+"""
+
+from dataclasses import dataclass
+
+from policy.quantities import in_words
+from policy.release import FINISHED, Phase, Verdict
+from policy.service_file import Rollout
+
+
+@dataclass(frozen=True)
+class Step:
+    share: int  # of the requests, in percent, to the new release
+    new: int  # replicas of the new release that must be ready
+    stable: int  # replicas of the stable release that stay
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps: tuple[Step, ...]
+    bake_seconds: float
+    deadline: float  # seconds since the epoch
+    judged: bool = False
+    first: bool = False  # there is no stable release
+    approve: bool = False
+    stop_first: bool = False
+    hold_when_unsure: bool = False
+    poll_seconds: float = 1.0
+
+    def reached(self, share: int) -> int | None:
+        """Index of the step that this share belongs to; None before the first."""
+        at = [index for index, step in enumerate(self.steps) if step.share <= share]
+        return at[-1] if at and share > 0 else None
+
+
+def plan(rollout: Rollout, *, replicas: int, stable_replicas: int | None, now: float) -> Plan:
+    """The steps of a strategy. `stable_replicas`: None for a first release."""
+    old = stable_replicas or 0
+    first = stable_replicas is None
+    if first or rollout.strategy in ("blue-green", "recreate"):
+        steps = [Step(100, replicas, old)]
+    elif rollout.strategy == "canary":
+        steps = [Step(share, replicas, old) for share in rollout.shares]
+    else:
+        # One replica at a time: the old ones make room as the new ones take over.
+        steps = [
+            Step(
+                100 if n == replicas else max(1, round(100 * n / replicas)),
+                n,
+                max(1, old - round(old * n / replicas)),
+            )
+            for n in range(1, replicas + 1)
+        ]
+    return Plan(
+        steps=tuple(steps),
+        bake_seconds=rollout.bake,
+        deadline=now + rollout.within,
+        judged=rollout.judge is not None,
+        first=first,
+        approve=rollout.approve and not first,
+        stop_first=rollout.strategy == "recreate" and not first,
+        hold_when_unsure=rollout.judge is not None and rollout.judge.unsure == "hold",
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look at the world. Shares and replicas as the router and the platform report them."""
+
+    now: float
+    phase: Phase
+    share: int
+    shifted_at: float  # when the router took the present share
+    new_ready: int
+    stable_running: int
+    verdict: Verdict | None = None
+    verdict_reason: str = ""
+    approved: bool = False
+    abort_reason: str | None = None
+    trouble: str = ""  # why replicas of the new release are not ready
+
+
+@dataclass(frozen=True)
+class StartNew:
+    replicas: int
+
+
+@dataclass(frozen=True)
+class ShrinkStable:
+    replicas: int
+
+
+@dataclass(frozen=True)
+class Shift:
+    share: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class AskApproval:
+    reason: str
+
+
+@dataclass(frozen=True)
+class Promote:
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The old release is gone: write the end down."""
+
+
+@dataclass(frozen=True)
+class RollBack:
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    pass
+
+
+Action = (
+    StartNew | ShrinkStable | Shift | Wait | AskApproval | Promote | Finish | RollBack | Stop
+)
+
+
+def next_action(plan: Plan, seen: Seen) -> Action:
+    if seen.phase in FINISHED:
+        return Stop()
+    if seen.phase is Phase.DRAINING:
+        return ShrinkStable(0) if seen.stable_running else Finish()
+    if seen.phase is Phase.ROLLING_BACK:
+        return RollBack("resumed")
+    if seen.abort_reason:
+        return RollBack(seen.abort_reason)
+    if seen.verdict is Verdict.FAIL:
+        return RollBack(seen.verdict_reason)
+
+    at = plan.reached(seen.share)
+    if at is not None and seen.new_ready == 0:
+        return RollBack(f"no replica of the new release is ready: {seen.trouble or 'no answer'}")
+    late = seen.now > plan.deadline
+    if at is None:
+        return RollBack("no traffic in time") if late else _towards(plan, plan.steps[0], seen)
+
+    step = plan.steps[at]
+    last = at == len(plan.steps) - 1
+    if not last and not late and seen.stable_running > step.stable:
+        return ShrinkStable(step.stable)
+    if (left := seen.shifted_at + plan.bake_seconds - seen.now) > 0 and not late:
+        return Wait(min(plan.poll_seconds, left), f"{step.share}%: {in_words(left)} to bake")
+    if plan.judged and seen.verdict is not Verdict.PASS and not (plan.first and not late):
+        if not late or (plan.hold_when_unsure and not seen.approved):
+            held = "held, a person must decide" if late else "unsure"
+            return Wait(plan.poll_seconds, f"{step.share}%: {held}: {seen.verdict_reason}")
+        if not seen.approved:
+            return RollBack(f"still unsure at the deadline: {seen.verdict_reason}")
+    if last:
+        return Promote(_why(plan, seen))
+    if late and not seen.approved:
+        return RollBack("the time for the whole rollout is over")
+    return _towards(plan, plan.steps[at + 1], seen)
+
+
+def _towards(plan: Plan, step: Step, seen: Seen) -> Action:
+    if plan.stop_first and seen.stable_running:
+        return ShrinkStable(0)
+    if seen.new_ready < step.new:
+        return StartNew(step.new)
+    if plan.approve and step.share == 100 and not seen.approved:
+        return AskApproval(f"{seen.share}%: waits for a person before 100%")
+    return Shift(step.share)
+
+
+def _why(plan: Plan, seen: Seen) -> str:
+    if plan.first and seen.verdict is not Verdict.PASS and plan.judged:
+        return f"first release, on its health checks alone ({seen.verdict_reason})"
+    if plan.judged:
+        return seen.verdict_reason
+    return "healthy; no judge was asked for"

@@ -1,0 +1,448 @@
+"""What a team may ask for in `dafnck.yaml`, version 1: the keys, their defaults, their limits.
+
+A file is read once for each environment: the `environments.<name>` part is laid over the rest,
+mapping by mapping, lists and scalars replaced. Reading files and naming lines is `tasks/read.py`'s.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from policy.quantities import Bytes, Percent, Seconds, percent, seconds
+
+DEFAULT_ENVIRONMENT = "local"
+
+Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
+Command = str | list[str]
+
+
+class Part(BaseModel):
+    """Every mapping of the file: closed to unknown keys, never changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _one_key_of(kind: str, keys: str, value: Any) -> Any:
+    if isinstance(value, str):
+        name, sign, content = value.partition(":" if kind == "header" else "=")
+        if not sign or not name.strip() or not content.strip():
+            raise ValueError(f"write {keys}")
+        return {"name": name.strip(), "value": content.strip()}
+    return value
+
+
+class NamedValue(Part):
+    name: str = Field(pattern=r"^[A-Za-z0-9!#$&'*+.^_|~-]+$", description="the name")
+    value: str = Field(pattern=r"^[^`\r\n]+$", description="the exact value")
+
+
+_TWO_WAYS = {"anyOf": [{"type": "string"}, NamedValue.model_json_schema()]}
+HeaderValue = Annotated[
+    NamedValue,
+    BeforeValidator(lambda value: _one_key_of("header", "'X-Beta: yes'", value)),
+    WithJsonSchema(_TWO_WAYS | {"description": "a header: 'X-Beta: yes'"}),
+]
+CookieValue = Annotated[
+    NamedValue,
+    BeforeValidator(lambda value: _one_key_of("cookie", "'beta=yes'", value)),
+    WithJsonSchema(_TWO_WAYS | {"description": "a cookie: 'beta=yes'"}),
+]
+
+
+class PythonBuild(Part):
+    """A Python application; its virtual environment becomes part of the artifact."""
+
+    requirements: str | None = Field(
+        None, description="requirements file, installed into the artifact"
+    )
+    project: str | None = Field(None, description="directory of a pyproject.toml, installed")
+    version: str | None = Field(
+        None, pattern=r"^3\.\d+$", description="Python version; default: the one that runs dafnck"
+    )
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> "PythonBuild":
+        if not (self.requirements or self.project):
+            raise ValueError("needs requirements or project")
+        return self
+
+
+class Build(Part):
+    """How the artifact comes about: its content decides its name, so it is built once."""
+
+    source: str = Field(".", description="directory of the source, from the service file's place")
+    python: PythonBuild | None = Field(None, description="a Python application")
+    command: Command | None = Field(
+        None, description="a command that fills the directory {out}; runs in a copy of the source"
+    )
+    within: Seconds = Field(600.0, description="time limit")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Build":
+        if (self.python is None) == (self.command is None):
+            raise ValueError("needs exactly one of python, command")
+        if self.command is not None and "{out}" not in str(self.command):
+            raise ValueError("command must name {out}, the directory that it fills")
+        return self
+
+
+class Health(Part):
+    """When a replica counts as ready: so many good answers in a row."""
+
+    path: str | None = Field(None, pattern=r"^/\S*$", description="asked by GET; 2xx is healthy")
+    command: Command | None = Field(
+        None, description="instead: a command that exits 0; PORT is in its environment"
+    )
+    successes: int = Field(3, ge=1, le=100, description="good answers in a row to be ready")
+    interval: Seconds = Field(0.2, description="pause between two questions")
+    timeout: Seconds = Field(2.0, gt=0, description="no answer by then is a bad one")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Health":
+        if (self.path is None) == (self.command is None):
+            raise ValueError("needs exactly one of path, command")
+        return self
+
+
+def _health(value: Any) -> Any:
+    if isinstance(value, str):
+        if not value.startswith("/"):
+            raise ValueError(f"{value!r} is not a path; write /healthz")
+        return {"path": value}
+    return value
+
+
+HealthCheck = Annotated[
+    Health,
+    BeforeValidator(_health),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^/"},
+                Health.model_json_schema(),
+            ],
+            "description": "a path, or a mapping",
+        }
+    ),
+]
+
+
+class Limits(Part):
+    """What one process of a replica may use, by rlimits."""
+
+    memory: Bytes | None = Field(None, description="data segment of each process (RLIMIT_DATA)")
+    open_files: int | None = Field(None, ge=16, description="RLIMIT_NOFILE")
+    processes: int | None = Field(None, ge=1, description="RLIMIT_NPROC (not enforced for root)")
+
+
+class Run(Part):
+    """How one replica runs."""
+
+    command: Command = Field(description="the command; {port} is the port that it listens on")
+    health: HealthCheck = Field(description="how to see that a replica is ready")
+    replicas: int = Field(1, ge=1, le=100, description="how many processes")
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
+        default_factory=dict, description="environment variables"
+    )
+    files: dict[str, str] = Field(
+        default_factory=dict,
+        description="configuration files: path in the working directory: path beside this file",
+    )
+    start: Seconds = Field(30.0, gt=0, description="a replica must be ready by then")
+    drain: Seconds = Field(
+        30.0, description="how long old connections may last after traffic has moved"
+    )
+    grace: Seconds = Field(10.0, description="from SIGTERM to SIGKILL")
+    limits: Limits = Field(default_factory=Limits, description="resource limits")
+
+    @field_validator("command")
+    @classmethod
+    def _takes_a_port(cls, command: Command) -> Command:
+        if "{port}" not in str(command):
+            raise ValueError("must contain {port}: each replica listens on a port of its own")
+        return command
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _plain_values(cls, env: Any) -> Any:
+        if isinstance(env, Mapping):
+            for key, value in env.items():
+                if isinstance(value, bool) or value is None or isinstance(value, dict | list):
+                    raise ValueError(f"{key}: write the value as text, in quotes")
+            return {key: str(value) for key, value in env.items()}
+        return env
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, str]) -> dict[str, str]:
+        for target in files:
+            if target.startswith("/") or ".." in target.split("/"):
+                raise ValueError(f"{target}: must stay inside the working directory")
+        return files
+
+
+class Route(Part):
+    """Where requests for the service come in."""
+
+    host: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9.-]+$",
+        description="Host header; default: <service>.<environment>.localhost",
+    )
+    port: int | None = Field(
+        None, ge=1, le=65535, description="a port of the router for this service alone"
+    )
+
+
+_limit = re.compile(r"at most\s+(\d+(?:\.\d+)?)\s*(x\s+stable|%|ms|s)")
+
+
+class Limit(Part):
+    """'at most 1.5x stable', 'at most 2%' (errors) or 'at most 500ms' (latency)."""
+
+    at_most: float = Field(ge=0, description="ratio, fraction of requests, or seconds")
+    of: Literal["stable", "fraction", "seconds"]
+
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = _limit.fullmatch(value.strip())
+        if not match:
+            raise ValueError(
+                f"{value!r} is not a limit; write 'at most 2%', 'at most 500ms' or "
+                "'at most 1.5x stable'"
+            )
+        if "stable" in match[2]:
+            return {"at_most": float(match[1]), "of": "stable"}
+        if match[2] == "%":
+            return {"at_most": percent(f"{match[1]}%") / 100, "of": "fraction"}
+        return {"at_most": seconds(match[1] + match[2]), "of": "seconds"}
+
+    def __str__(self) -> str:
+        if self.of == "stable":
+            return f"at most {self.at_most:g}x stable"
+        if self.of == "fraction":
+            return f"at most {self.at_most * 100:g}%"
+        return f"at most {self.at_most * 1000:g}ms"
+
+
+LimitText = Annotated[
+    Limit,
+    BeforeValidator(Limit.read),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^at most \d+(\.\d+)?\s*(x\s+stable|%|ms|s)$",
+            "description": "at most 2%, at most 500ms, at most 1.5x stable",
+        }
+    ),
+]
+
+
+class Judge(Part):
+    """When the new release is worse than the one that runs."""
+
+    method: Literal["threshold"] = Field("threshold", description="the way of judging")
+    errors: LimitText | None = Field(None, description="share of answers with status 5xx")
+    p50: LimitText | None = Field(None, description="median latency")
+    p90: LimitText | None = Field(None, description="90th percentile of latency")
+    p95: LimitText | None = Field(None, description="95th percentile of latency")
+    p99: LimitText | None = Field(None, description="99th percentile of latency")
+    interval: Seconds = Field(5.0, gt=0, description="length of one measurement")
+    failure_limit: int = Field(0, ge=0, description="failed measurements that are forgiven")
+    min_requests: int = Field(
+        20, ge=1, description="fewer requests in a measurement are inconclusive"
+    )
+    unsure: Literal["hold", "roll back"] = Field(
+        "roll back", description="what to do when the time is over and nothing is proved"
+    )
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> "Judge":
+        if self.errors and self.errors.of == "seconds":
+            raise ValueError("errors: a time is no limit for a share; write 'at most 2%'")
+        for key in ("p50", "p90", "p95", "p99"):
+            limit: Limit | None = getattr(self, key)
+            if limit and limit.of == "fraction":
+                raise ValueError(f"{key}: a share is no limit for a time; write 'at most 500ms'")
+        if not any((self.errors, self.p50, self.p90, self.p95, self.p99)):
+            raise ValueError("needs one limit at least: errors, p50, p90, p95 or p99")
+        return self
+
+
+class Cohort(Part):
+    """Requests that get the new release from the first step on (A/B)."""
+
+    header: HeaderValue | None = Field(None, description="requests with this header")
+    cookie: CookieValue | None = Field(None, description="requests with this cookie")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Cohort":
+        if (self.header is None) == (self.cookie is None):
+            raise ValueError("needs exactly one of header, cookie")
+        return self
+
+
+class Rollout(Part):
+    """How a new release takes over from the one that runs."""
+
+    strategy: Literal["blue-green", "canary", "rolling", "recreate"] = Field(
+        "blue-green", description="blue-green, canary, rolling or recreate"
+    )
+    steps: list[Percent] | None = Field(
+        None, description="canary: rising shares of the requests, up to 100%"
+    )
+    bake: Seconds = Field(0.0, description="how long each step is watched")
+    within: Seconds = Field(3600.0, gt=0, description="the whole rollout must end by then")
+    approve: bool = Field(False, description="wait for a person before 100%")
+    judge: Judge | None = Field(None, description="compares the new release with the stable one")
+    cohort: Cohort | None = Field(None, description="who gets the new release first")
+    sticky: bool = Field(False, description="a client stays with its release, by cookie")
+    preview: HeaderValue | None = Field(
+        None,
+        description="header that reaches the new release before it has traffic; "
+        "default: X-Dafnck-Release: <release id>",
+    )
+    keep: int = Field(3, ge=1, le=100, description="old releases kept for instant rollback")
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "Rollout":
+        if self.strategy != "canary":
+            if self.steps is not None:
+                raise ValueError(f"steps: only canary has steps, not {self.strategy}")
+            if self.strategy == "recreate" and self.approve:
+                raise ValueError("approve: recreate stops the old release first; nothing to hold")
+            return self
+        steps = self.steps or [5, 25, 50, 100]
+        if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+            raise ValueError(f"steps: must rise, not {', '.join(f'{s}%' for s in steps)}")
+        if steps[0] == 0:
+            raise ValueError("steps: 0% is no step; use preview to reach it without traffic")
+        if steps[-1] != 100:
+            raise ValueError(f"steps: must end at 100%, not {steps[-1]}%")
+        return self
+
+    @model_validator(mode="after")
+    def _judge_has_time(self) -> "Rollout":
+        if self.judge and self.bake < self.judge.interval:
+            raise ValueError(
+                f"bake: {self.bake:g}s is shorter than one interval of the judge, "
+                f"{self.judge.interval:g}s"
+            )
+        if self.bake >= self.within:
+            raise ValueError(f"within: {self.within:g}s leaves no time to bake {self.bake:g}s")
+        return self
+
+    @property
+    def shares(self) -> list[int]:
+        return (self.steps or [5, 25, 50, 100]) if self.strategy == "canary" else [100]
+
+
+def _optional(model: type[Part]) -> type[BaseModel]:
+    """The same keys, none of them required and no rule across keys: an override."""
+    fields: dict[str, Any] = {}
+    for key, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Part):
+            kind = _optional(kind)
+        metadata = tuple(field.metadata)
+        if metadata:
+            kind = Annotated[(kind, *metadata)]  # type: ignore[assignment]
+        fields[key] = (kind | None, Field(None, description=field.description))  # type: ignore[operator]
+    return create_model(
+        f"{model.__name__}Override", __config__=model.model_config, __doc__=model.__doc__, **fields
+    )
+
+
+class Override(Part):
+    """What is different in one environment."""
+
+    platform: Literal["local"] | None = Field(None, description="where it runs")
+    build: Mapping[str, Any] | None = None
+    run: Mapping[str, Any] | None = None
+    route: Mapping[str, Any] | None = None
+    rollout: Mapping[str, Any] | None = None
+
+
+class ServiceFile(Part):
+    """A service as its team describes it."""
+
+    version: Literal[1] = Field(description="version of this format")
+    service: Name = Field(description="name of the service: lower case, digits, dashes")
+    platform: Literal["local"] = Field("local", description="where it runs")
+    build: Build = Field(description="how the artifact is built")
+    run: Run = Field(description="how a replica runs")
+    route: Route = Field(default_factory=Route, description="where requests come in")
+    rollout: Rollout = Field(default_factory=Rollout, description="how a release takes over")
+    environments: dict[Name, Override] = Field(
+        default_factory=dict, description="what is different where"
+    )
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _known_version(cls, version: Any, info: ValidationInfo) -> Any:
+        if isinstance(version, int) and not isinstance(version, bool) and version > 1:
+            raise ValueError(f"{version} is newer than this dafnck, which reads version 1")
+        return version
+
+    def host(self, environment: str) -> str:
+        return self.route.host or f"{self.service}.{environment}.localhost"
+
+
+def environment_names(document: Mapping[str, Any]) -> list[str]:
+    named = document.get("environments")
+    return list(named) if isinstance(named, Mapping) and named else [DEFAULT_ENVIRONMENT]
+
+
+def laid_over(document: Mapping[str, Any], environment: str) -> dict[str, Any]:
+    """The document as it reads in one environment; mappings merge, everything else replaces."""
+
+    def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+        merged = dict(below)
+        for key, value in above.items():
+            under = merged.get(key)
+            both = isinstance(value, Mapping) and isinstance(under, Mapping)
+            merged[key] = merge(under, value) if both else value  # type: ignore[arg-type]
+        return merged
+
+    base = {key: value for key, value in document.items() if key != "environments"}
+    environments = document.get("environments")
+    above = environments.get(environment) if isinstance(environments, Mapping) else None
+    if not isinstance(above, Mapping):
+        return base
+    merged = merge(base, above)
+    rollout = above.get("rollout")
+    if isinstance(rollout, Mapping) and rollout.get("strategy", "canary") != "canary":
+        # The steps below belong to the canary that this environment does not want.
+        if "steps" not in rollout and isinstance(merged["rollout"], dict):
+            merged["rollout"].pop("steps", None)
+    return merged
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the file, for editors. Overrides take the same keys, none required."""
+    schema = ServiceFile.model_json_schema()
+    parts = {"build": Build, "run": Run, "route": Route, "rollout": Rollout}
+    for key, part in parts.items():
+        override = _optional(part).model_json_schema()
+        schema["$defs"].update(override.pop("$defs", {}))
+        schema["$defs"][override["title"]] = override
+        schema["$defs"]["Override"]["properties"][key] = {"$ref": f"#/$defs/{override['title']}"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "dafnck.yaml, version 1",
+        **{key: value for key, value in schema.items() if key != "title"},
+    }

@@ -1,0 +1,54 @@
+"""Builds the artifact of a release, or finds that it was built before."""
+
+import subprocess
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from policy.release import Release
+from policy.service_file import ServiceFile
+from tasks.read import configuration
+from tasks.site import Site
+
+
+@task(cache_policy=NO_CACHE)
+def build_artifact(site: Site, rollout_id: int, wanted: ServiceFile, folder: Path) -> str:
+    """Build what the service file asks for. -> digest. Raises BuildFailed with the last lines."""
+    with site.ledger.act(rollout_id, "build") as said:
+        digest, reused = site.builder.build(wanted.build, folder)
+        said["artifact"] = f"{digest} ({'built before' if reused else 'built'})"
+    return digest
+
+
+@task(cache_policy=NO_CACHE)
+def write_release(
+    site: Site, rollout_id: int, wanted: ServiceFile, file: Path, digest: str, version: str
+) -> Release:
+    """Freeze artifact, configuration and routing as one release with an id."""
+    return site.ledger.add_release(
+        Release(
+            id="",
+            service=site.service,
+            environment=site.environment,
+            version=version,
+            artifact=digest,
+            run=wanted.run,
+            route=wanted.route,
+            rollout=wanted.rollout,
+            files=configuration(wanted, site.environment, file),
+            created_at=site.clock(),
+        ),
+        rollout_id,
+    )
+
+
+def version_of(folder: Path) -> str:
+    """What git calls the source; 'unversioned' outside of a repository."""
+    described = subprocess.run(
+        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--tags"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unversioned"

@@ -1,0 +1,45 @@
+"""Progress for people: Prefect artifacts, written beside the rollout and never in its way."""
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+log = logging.getLogger("dafnck")
+
+
+class Publisher:
+    """One thread that talks to Prefect's server; a server that hangs keeps nobody waiting."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
+        self._waiting: list[Future[Any]] = []
+
+    def table(self, name: str, rows: list[dict[str, Any]], description: str) -> None:
+        self._later(
+            create_table_artifact, key=f"{self._key}-{name}", table=rows, description=description
+        )
+
+    def markdown(self, name: str, text: str, description: str) -> None:
+        self._later(
+            create_markdown_artifact,
+            key=f"{self._key}-{name}",
+            markdown=text,
+            description=description,
+        )
+
+    def close(self, timeout_seconds: float = 5.0) -> None:
+        wait(self._waiting, timeout=timeout_seconds)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _later(self, create: Any, **arguments: Any) -> None:
+        def publish() -> None:
+            try:
+                create(**arguments)
+            except Exception as error:
+                log.warning("Prefect did not take the artifact %s: %s", arguments["key"], error)
+
+        self._waiting.append(self._pool.submit(copy_context().run, publish))

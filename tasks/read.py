@@ -1,0 +1,252 @@
+"""Reads a service file, and says where in it a mistake is: file, line, key, nearest known key."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from policy.errors import BadInput
+from policy.service_file import (
+    Build,
+    Cohort,
+    Health,
+    Judge,
+    Limits,
+    NamedValue,
+    Override,
+    PythonBuild,
+    Rollout,
+    Route,
+    Run,
+    ServiceFile,
+    environment_names,
+    laid_over,
+)
+
+PARTS: dict[str, type[BaseModel]] = {
+    "build": Build,
+    "python": PythonBuild,
+    "run": Run,
+    "health": Health,
+    "limits": Limits,
+    "route": Route,
+    "rollout": Rollout,
+    "judge": Judge,
+    "cohort": Cohort,
+    "header": NamedValue,
+    "cookie": NamedValue,
+    "preview": NamedValue,
+}
+MAX_BYTES = 1_000_000
+Path_ = tuple[str | int, ...]
+
+
+def read_service(file: Path, environment: str | None = None) -> tuple[ServiceFile, str]:
+    """-> (what is wanted, in which environment). `environment` may be left out when there is one.
+
+    Raises BadInput with one line: file, line, key, what is wrong, the nearest known key.
+    """
+    document = _load(file)
+    names = environment_names(document)
+    if environment is None:
+        if len(names) > 1:
+            raise BadInput(f"{file}: name one of its environments by --env: {', '.join(names)}")
+        environment = names[0]
+    if environment not in names:
+        near = _nearest(environment, names)
+        raise BadInput(
+            f"{file}:{_line(document, ('environments',))}: environments: there is no "
+            f"{environment!r}{near}; there is {', '.join(names)}"
+        )
+    return validated(document, file, environment), environment
+
+
+def read_all(file: Path) -> dict[str, ServiceFile]:
+    """Every environment of the file. Raises BadInput at the first mistake."""
+    document = _load(file)
+    return {name: validated(document, file, name) for name in environment_names(document)}
+
+
+def configuration(service: ServiceFile, environment: str, file: Path) -> dict[str, bytes]:
+    """Contents of the configuration files that the service names."""
+    contents = {}
+    for target, source in service.run.files.items():
+        path = file.parent / source
+        try:
+            contents[target] = path.read_bytes()
+        except OSError as error:
+            message = f"cannot read {path}: {error.strerror}"
+            raise mistake_at(file, environment, ("run", "files", target), message) from None
+        if len(contents[target]) > MAX_BYTES:
+            message = f"over {MAX_BYTES:,} bytes"
+            raise mistake_at(file, environment, ("run", "files", target), message)
+    return contents
+
+
+def mistake_at(file: Path, environment: str, key: Path_, message: str) -> BadInput:
+    """A mistake that only the outside world tells, at the line of its key."""
+    document = _load(file)
+    where = _find(document, key, environment) or key
+    return BadInput(f"{file}:{_line(document, where)}: {'.'.join(map(str, where))}: {message}")
+
+
+def validated(document: Mapping[str, Any], file: Path, environment: str) -> ServiceFile:
+    try:
+        # The whole first: a mistake in a part that this environment replaces is still a mistake.
+        ServiceFile.model_validate(_plain(document))
+        _check_overrides(document)
+        return ServiceFile.model_validate(laid_over(_plain(document), environment))
+    except ValidationError as error:
+        raise BadInput(_explain(error, document, file, environment)) from None
+
+
+def _check_overrides(document: Mapping[str, Any]) -> None:
+    environments = document.get("environments") or {}
+    for override in environments.values():
+        Override.model_validate(_plain(override or {}))
+
+
+def _load(file: Path) -> Mapping[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise BadInput(f"{file}: over {MAX_BYTES:,} bytes; this is no service file")
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file}: byte {error.start} is not UTF-8 text") from None
+    except OSError as error:
+        raise BadInput(f"{file}: {error.strerror}") from None
+    try:
+        document = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        problem = str(error.problem or error.context or "not YAML").splitlines()[0]
+        raise BadInput(f"{file}:{line}: {problem}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{file}:1: {first}") from None
+    if not isinstance(document, Mapping):
+        raise BadInput(f"{file}:1: a service file is a mapping that begins with `version: 1`")
+    return document
+
+
+def _plain(value: Any) -> Any:
+    """ruamel's containers and scalars as plain ones, so that models see what JSON would hold."""
+    if isinstance(value, Mapping):
+        return {(str(k) if k is not None else "null"): _plain(v) for k, v in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return int(value)
+    return float(value) if isinstance(value, float) else str(value)
+
+
+def _explain(
+    error: ValidationError, document: Mapping[str, Any], file: Path, environment: str
+) -> str:
+    """The first mistake in the file's own order, as one line."""
+    places = []
+    for mistake in error.errors(include_url=False):
+        path = _known_path(mistake["loc"])
+        message = _message(mistake, path)
+        if match := re.match(r"([A-Za-z0-9_./-]+): (.*)", message, re.DOTALL):
+            # A rule across keys names the key that it is about.
+            if mistake["type"] == "value_error" and _find(document, (*path, match[1]), environment):
+                path, message = (*path, match[1]), match[2]
+        where = _find(document, path, environment) or path
+        places.append((_line(document, where), where, message))
+    line, where, message = min(places, key=lambda place: place[0])
+    return f"{file}:{line}: {'.'.join(map(str, where)) or 'the file'}: {message}"
+
+
+def _known_path(location: tuple[str | int, ...]) -> Path_:
+    """Without the parts that pydantic adds for unions and constrained types."""
+    added = r"(str|list\[.*|int|float|function-.*|constrained-.*|\[key\]|literal\[.*|.*Override)"
+    return tuple(p for p in location if isinstance(p, int) or not re.fullmatch(added, p))
+
+
+def _message(mistake: Any, path: Path_) -> str:
+    kind, given = mistake["type"], mistake.get("input")
+    if kind == "extra_forbidden":
+        return "unknown key" + _nearest(str(path[-1]), _keys_beside(path))
+    if kind == "missing":
+        return "is missing"
+    if kind == "model_type" or kind == "dict_type":
+        return f"must be a mapping, not {_shown(given)}"
+    if kind.startswith("literal_error"):
+        expected = mistake["ctx"]["expected"]
+        options = re.findall(r"'([^']+)'", expected)
+        return f"must be {expected}, not {_shown(given)}" + _nearest(str(given), options)
+    if kind == "string_pattern_mismatch":
+        return f"{_shown(given)} does not fit {mistake['ctx']['pattern']}"
+    if kind == "value_error":
+        return str(mistake["msg"]).removeprefix("Value error, ")
+    message = mistake["msg"][0].lower() + mistake["msg"][1:]
+    return f"{message}, not {_shown(given)}"
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _keys_beside(path: Path_) -> list[str]:
+    above = [part for part in path[:-1] if isinstance(part, str)]
+    if not above:
+        return list(ServiceFile.model_fields)
+    if above[0] == "environments" and len(above) == 2:
+        return list(Override.model_fields)
+    model = PARTS.get(above[-1])
+    return list(model.model_fields) if model else []
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _find(document: Mapping[str, Any], path: Path_, environment: str) -> Path_ | None:
+    """Where the file says it: in the environment, or in what lies below it."""
+    for candidate in (("environments", environment, *path), path):
+        if _exists(document, candidate):
+            return candidate
+    for candidate in (("environments", environment, *path[:-1]), path[:-1]):
+        if path and len(candidate) > 2 and _exists(document, candidate):
+            return (*candidate, path[-1])
+    return None
+
+
+def _exists(document: Any, path: Path_) -> bool:
+    for part in path:
+        try:
+            document = document[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+def _line(document: Any, path: Path_) -> int:
+    """Line of the last part of the path that is there; the mapping's own line for one missing."""
+    line = 1
+    for part in path:
+        try:
+            if isinstance(document, Mapping):
+                line = document.lc.key(part)[0] + 1  # type: ignore[attr-defined]
+            else:
+                line = document.lc.item(part)[0] + 1
+            document = document[part]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            break
+    return line

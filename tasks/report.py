@@ -1,0 +1,100 @@
+"""The story of a rollout: a self-contained HTML file, and a Markdown summary in Prefect."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from blocks.files import write_atomically
+from policy.quantities import in_words
+from policy.release import Intent, Phase, RolloutRecord
+from tasks.publish import Publisher
+from tasks.site import Site
+
+CSS = {Phase.PROMOTED: "promoted", Phase.ROLLED_BACK: "rolled", Phase.FAILED: "failed"}
+
+
+def write_report(site: Site, rollout_id: int, publisher: Publisher | None = None) -> Path:
+    """Write `<reports>/<service>-<environment>-rollout-<id>.html` anew. -> its path."""
+    from jinja2 import Environment, FileSystemLoader
+
+    ledger = site.ledger
+    rollout = ledger.rollout(rollout_id)
+    decisions, samples = ledger.decisions(rollout_id), ledger.samples(rollout_id)
+    acts = ledger.intents(rollout_id)
+    facts = _facts(site, rollout, acts)
+    busy = [s for s in samples if (s.new and s.new.requests) or (s.stable and s.stable.requests)]
+    charts: list[tuple[str, str]] = []
+    if busy:
+        from tasks.charts import timeline
+
+        charts = timeline(samples, decisions, rollout.started_at)
+    template = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True
+    ).get_template("report.html.j2")
+    page = template.render(
+        title=title(rollout),
+        css=CSS.get(rollout.phase, "open"),
+        rollout=rollout,
+        facts=facts,
+        charts=charts,
+        new_name=f"new: {rollout.release_id or rollout.version}",
+        stable_name=f"stable: {rollout.stable_id or 'none'}",
+        decisions=[{**row, "after": _after(rollout, row["at"])} for row in decisions],
+        acts=[_act_row(rollout, act) for act in acts],
+    )
+    path = site.reports / f"{site.service}-{site.environment}-rollout-{rollout_id}.html"
+    write_atomically(path, page)
+    if publisher:
+        publisher.markdown("summary", summary(rollout, facts, path), title(rollout))
+    return path
+
+
+def title(rollout: RolloutRecord) -> str:
+    arrow = "→" if rollout.kind == "release" else "← back to"
+    if rollout.kind == "release":
+        return f"{rollout.service} {rollout.version} {arrow} {rollout.environment}"
+    return f"{rollout.service} in {rollout.environment} {arrow} {rollout.version}"
+
+
+def summary(rollout: RolloutRecord, facts: list[tuple[str, str]], path: Path) -> str:
+    lines = [f"## {title(rollout)}: {rollout.phase}", "", rollout.reason, ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts)]
+    return "\n".join([*lines, "", f"Report: `{path}`"])
+
+
+def _facts(site: Site, rollout: RolloutRecord, acts: list[Intent]) -> list[tuple[str, str]]:
+    samples = site.ledger.samples(rollout.id)
+    new = sum(s.new.requests for s in samples if s.new)
+    errors = sum(s.new.errors for s in samples if s.new)
+    stable = sum(s.stable.requests for s in samples if s.stable)
+    end = rollout.finished_at or site.clock()
+    facts = [
+        ("new release", rollout.release_id or "none was made"),
+        ("stable before", rollout.stable_id or "none"),
+        ("serves now", site.ledger.stable(site.service, site.environment) or "nothing"),
+        ("strategy", rollout.strategy),
+        ("began", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(rollout.started_at))),
+        ("took", in_words(end - rollout.started_at)),
+        ("requests to the new one", f"{new:,.0f}, {errors:,.0f} failed"),
+        ("requests to the stable one", f"{stable:,.0f}"),
+    ]
+    back = [a for a in acts if a.act == "traffic to stable" and a.outcome_at]
+    if back and back[0].outcome_at:
+        facts.append(("traffic went back in", in_words(back[0].outcome_at - back[0].at)))
+    if rollout.approved_by:
+        facts.append(("approved by", rollout.approved_by))
+    return facts
+
+
+def _act_row(rollout: RolloutRecord, act: Intent) -> dict[str, Any]:
+    return {
+        "after": _after(rollout, act.at),
+        "act": act.act,
+        "took": in_words(act.outcome_at - act.at) if act.outcome_at else "",
+        "detail": ", ".join(f"{name} {value}" for name, value in act.detail.items()),
+        "outcome": act.outcome or "never reached",
+    }
+
+
+def _after(rollout: RolloutRecord, at: float) -> str:
+    return f"{at - rollout.started_at:.1f} s"

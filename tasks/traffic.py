@@ -1,0 +1,130 @@
+"""Moves traffic, reads it back, and watches what it does."""
+
+import logging
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from policy.errors import NotApplied, Unreachable
+from policy.matching import resting_rules, rollout_rules
+from policy.release import Endpoints, Phase, Release, RolloutRecord
+from policy.rollout import AskApproval, Plan, RollBack, Wait, next_action
+from tasks import put_back
+from tasks.look import Eyes
+from tasks.prefect_run import OwnRun
+from tasks.site import Site
+
+log = logging.getLogger("dafnck")
+
+
+@task(cache_policy=NO_CACHE)
+def preview(
+    site: Site, rollout: RolloutRecord, release: Release, endpoints: Endpoints, *, cohort_on: bool
+) -> None:
+    """Make the new release reachable by its header alone, and see through the router that it is.
+
+    Raises NotApplied; no traffic has moved then."""
+    router = site.platform.router
+    rules = rollout_rules(release, cohort_on=cohort_on)
+    with site.ledger.act(rollout.id, "preview", release=release.id):
+        router.attach(endpoints)
+        router.match(rules)
+        if release.run.health.path is None:
+            return  # its health is told by a command; the router's own read-back must do
+        for _ in range(release.run.health.successes):
+            _ask_through_router(site, release, rules.preview)
+
+
+def _ask_through_router(site: Site, release: Release, header: dict[str, str]) -> None:
+    url = site.platform.url + (release.run.health.path or "/")
+    request = urllib.request.Request(url, headers={"Host": site.platform.host, **header})
+    try:
+        with urllib.request.urlopen(request, timeout=release.run.health.timeout + 2) as answer:
+            status = answer.status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    except OSError as error:
+        raise NotApplied(f"{release.id} cannot be reached through the router: {error}") from error
+    if not 200 <= status < 300:
+        raise NotApplied(
+            f"{release.id} is healthy, but {url} answers {status} through the router; "
+            "no traffic was moved"
+        )
+
+
+@task(cache_policy=NO_CACHE)
+def shift_traffic(
+    site: Site, rollout: RolloutRecord, release: Release, share: int, eyes: Eyes
+) -> None:
+    """Send this share of requests to the new release, the rest to the stable one; read it back."""
+    shares = {release.id: share}
+    if rollout.stable_id and share < 100:
+        shares[rollout.stable_id] = 100 - share
+    with site.ledger.act(rollout.id, "shift", shares=shares):
+        site.ledger.set_phase(rollout.id, Phase.SHIFTING)
+        if release.rollout.cohort or release.rollout.sticky:
+            site.platform.router.match(rollout_rules(release, cohort_on=share < 100))
+        for attempt in put_back.patiently():
+            with attempt:
+                site.platform.router.set_shares(shares)
+    eyes.shifted()
+
+
+@task(cache_policy=NO_CACHE)
+def watch(site: Site, rollout: RolloutRecord, plan: Plan, eyes: Eyes, own_run: OwnRun) -> None:
+    """Look every second until something else than waiting is due. One task for a whole step.
+
+    On a verdict against the new release the traffic goes back from here, before anything else."""
+    told = ""
+    while True:
+        action = next_action(plan, eyes.look())
+        if isinstance(action, RollBack):
+            put_back.traffic_to_stable(site, rollout, action.reason)
+            break
+        if isinstance(action, AskApproval):
+            until = datetime.fromtimestamp(plan.deadline, UTC).isoformat()
+            own_run.pause(until)
+        elif not isinstance(action, Wait):
+            break
+        if (words := _without_countdown(action.reason)) != told:
+            told = words
+            log.info("%s", action.reason)
+            verdict = eyes.judgement.verdict.value if eyes.judgement else None
+            share = eyes.known.shares.get(eyes.new.id, 0)
+            site.ledger.decide(rollout.id, "wait", share, verdict, action.reason)
+        pause = action.seconds if isinstance(action, Wait) else plan.poll_seconds
+        eyes.interrupted.wait(pause)
+        eyes.interrupted.clear()
+    own_run.go_on()
+
+
+def _without_countdown(reason: str) -> str:
+    """Waiting for the same thing is told once, not every second."""
+    return "".join(c for c in reason if not c.isdigit())
+
+
+@task(cache_policy=NO_CACHE)
+def promote(site: Site, rollout: RolloutRecord, release: Release, reason: str) -> None:
+    """The new release is the stable one. Whoever asks from now on is told so."""
+    with site.ledger.act(rollout.id, "promote", release=release.id):
+        site.ledger.promote(rollout.id, reason)
+        try:
+            site.platform.router.match(resting_rules(release))
+        except (Unreachable, NotApplied) as error:
+            log.warning("the preview header still works: %s", error)
+
+
+@task(cache_policy=NO_CACHE)
+def finish(site: Site, rollout: RolloutRecord) -> None:
+    site.ledger.set_phase(rollout.id, Phase.PROMOTED)
+
+
+@task(cache_policy=NO_CACHE)
+def roll_back(site: Site, rollout: RolloutRecord, reason: str) -> None:
+    """Traffic to the stable release (a no-op when it is there already), then clean up."""
+    record = site.ledger.rollout(rollout.id)
+    put_back.put_back(site, rollout.id, record.reason or reason)
+

@@ -1,0 +1,81 @@
+"""Starts replicas of the new release and proves them ready; retires replicas of the old one."""
+
+import time
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from policy.errors import DafnckError
+from policy.release import Endpoints, Release, RolloutRecord
+from policy.retention import split
+from tasks import put_back
+from tasks.site import Site
+
+
+class NotReady(DafnckError):
+    exit_code = 1
+
+
+@task(cache_policy=NO_CACHE)
+def start_replicas(site: Site, rollout_id: int, release: Release, replicas: int) -> Endpoints:
+    """Have so many replicas ready: each answers its health check several times in a row.
+
+    Raises NotReady with the reason that the platform knows; no traffic has moved then."""
+    with site.ledger.act(rollout_id, "start", release=release.id, replicas=replicas):
+        site.platform.workloads.start(release, replicas)
+        return wait_ready(site, release, replicas)
+
+
+def wait_ready(site: Site, release: Release, replicas: int) -> Endpoints:
+    health = release.run.health
+    give_up = time.monotonic() + release.run.start
+    in_a_row = 0
+    while True:
+        endpoints = site.platform.workloads.endpoints(release.id)
+        ready = len(endpoints.ready) >= replicas
+        in_a_row = in_a_row + 1 if ready else 0
+        if in_a_row >= health.successes:
+            return endpoints
+        if endpoints.fatal:
+            raise NotReady(f"{release.id} ends again and again: {endpoints.trouble}")
+        if time.monotonic() > give_up:
+            raise NotReady(
+                f"{release.id}: {len(endpoints.ready)} of {replicas} replicas ready after "
+                f"{release.run.start:g}s (run: start): {endpoints.trouble}"
+            )
+        time.sleep(health.interval)
+
+
+@task(cache_policy=NO_CACHE)
+def shrink_stable(site: Site, rollout: RolloutRecord, replicas: int) -> None:
+    """Leave the old release so many replicas; none: drain it, stop it, take it off the router."""
+    assert rollout.stable_id is not None
+    if replicas == 0:
+        put_back.retire(site, rollout.id, rollout.stable_id)
+        return
+    release = site.ledger.release(rollout.stable_id)
+    workloads = site.platform.workloads
+    with site.ledger.act(rollout.id, "shrink", release=release.id, replicas=replicas):
+        staying = workloads.endpoints(release.id)
+        if staying.wanted > replicas:
+            # The router forgets the ones that go before they stop.
+            site.platform.router.attach(staying.first(replicas))
+            put_back.drain(site, release.id, keep=replicas)
+            workloads.start(release, replicas)
+
+
+@task(cache_policy=NO_CACHE)
+def prune(site: Site, keep: int) -> list[str]:
+    """Remove what is no longer needed for instant rollback. -> ids of the releases that went."""
+    ledger, workloads = site.ledger, site.platform.workloads
+    stable = ledger.stable(site.service, site.environment)
+    in_use = {*workloads.running(), *([stable] if stable else [])}
+    promoted = ledger.releases(site.service, site.environment, promoted=True)
+    every = ledger.releases(site.service, site.environment)
+    never = [release for release in every if release not in promoted]
+    _, drop = split([*promoted, *never], good=promoted, in_use=in_use, keep=keep)
+    for release_id in drop:
+        workloads.remove(release_id)
+        ledger.mark_removed(release_id)
+    site.builder.remove_unused(ledger.artifacts_in_use())
+    return drop
