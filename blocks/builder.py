@@ -132,7 +132,7 @@ class _Steps:
 
     def run(self, argv: list[str], cwd: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)}
-        environment["PYC_INVALIDATION_MODE"] = "unchecked-hash"
+        environment["PYC_INVALIDATION_MODE"] = "UNCHECKED_HASH"
         environment["NO_COLOR"] = "1"
         try:
             process = subprocess.Popen(
@@ -208,3 +208,14 @@ def _copy(source: Path, files: list[Path], target: Path) -> None:
     for name in files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target / name, follow_symlinks=False)
+
+
+def version_of(folder: Path) -> str:
+    """What git calls the source; 'unversioned' outside of a repository."""
+    described = subprocess.run(
+        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--tags"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unversioned"

@@ -129,10 +129,10 @@ def release(
     as_json: Json = False,
 ) -> None:
     """Release a service as its file says."""
+    from blocks.builder import version_of
     from blocks.ledger import Ledger
     from blocks.stack import open_stack
     from deployments import follow
-    from tasks.build import version_of
     from tasks.read import configuration, read_service
     from tasks.site import site_of_file
 

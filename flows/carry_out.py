@@ -4,10 +4,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prefect.exceptions import TerminationSignal
+
 from policy.errors import DafnckError, LeaseLost
 from policy.release import FINISHED, Phase, Release, RolloutRecord
 from policy.rollout import (
     AskApproval,
+    CleanUp,
     Finish,
     Plan,
     Promote,
@@ -27,6 +30,7 @@ from tasks.publish import Publisher
 from tasks.site import Site
 
 log = logging.getLogger("dafnck")
+log.setLevel(logging.INFO)  # these lines are the story that Prefect's UI shows
 
 
 def carry_out(
@@ -44,13 +48,12 @@ def carry_out(
         site.ledger.approve(rollout.id, eyes.approved_by)
         eyes.interrupted.set()
 
-    steps: list[dict[str, object]] = []
     with eyes, OwnRun(cancelled, resumed) as own_run:
         while not isinstance(action := next_action(plan, eyes.look()), Stop):
             lease.check()
             if not isinstance(action, Wait | AskApproval):
-                steps.append(_told(site, rollout, eyes, action))
-                publisher.table("steps", steps, f"What was done to release {new.version}")
+                eyes.tell(action)
+                publisher.table("steps", _steps(site, rollout), f"Release of {new.version}")
             match action:
                 case StartNew(replicas):
                     ready = workloads.start_replicas(site, rollout.id, new, replicas)
@@ -68,26 +71,24 @@ def carry_out(
                     traffic.finish(site, rollout)
                 case RollBack(reason):
                     traffic.roll_back(site, rollout, reason)
-        eyes.look()
+                case CleanUp():
+                    traffic.clean_up(site, rollout)
+        eyes.sample()
+        publisher.table("steps", _steps(site, rollout), f"Release of {new.version}")
     return site.ledger.rollout(rollout.id).phase
 
 
-def _told(site: Site, rollout: RolloutRecord, eyes: Eyes, action: object) -> dict[str, object]:
-    """Write a decision down and say it; -> its row in the table of steps."""
-    name = type(action).__name__
-    details = ", ".join(f"{key} {value}" for key, value in vars(action).items())
-    share = eyes.known.shares.get(eyes.new.id, 0)
-    verdict = eyes.judgement.verdict.value if eyes.judgement else None
-    site.ledger.decide(rollout.id, name, share, verdict, details)
-    log.info("%s %s", name, details)
-    at = site.clock() - rollout.started_at
-    return {
-        "after": f"{at:.1f} s",
-        "action": name,
-        "details": details,
-        "share": f"{share}%",
-        "verdict": verdict or "",
-    }
+def _steps(site: Site, rollout: RolloutRecord) -> list[dict[str, object]]:
+    return [
+        {
+            "after": f"{row['at'] - rollout.started_at:.1f} s",
+            "decision": row["action"],
+            "share": f"{row['share']}%",
+            "verdict": row["verdict"] or "",
+            "why": row["reason"],
+        }
+        for row in site.ledger.decisions(rollout.id)
+    ]
 
 
 @contextmanager
@@ -100,7 +101,18 @@ def whole_or_nothing(site: Site, rollout: RolloutRecord) -> Iterator[None]:
         raise  # somebody else acts for this rollout now
     except BaseException as error:
         if site.ledger.rollout(rollout.id).phase not in FINISHED:
-            words = str(error) if isinstance(error, DafnckError) else repr(error)
+            words = in_words(error)
             log.warning("%s: traffic goes to the stable release", words.splitlines()[0])
             put_back.put_back(site, rollout.id, words)
         raise
+
+
+def in_words(error: BaseException) -> str:
+    """Why the rollout ended, for the ledger and people."""
+    if isinstance(error, DafnckError):
+        return str(error)
+    if isinstance(error, TerminationSignal):
+        return "its process was told to stop (SIGTERM), as a cancellation does"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted from the keyboard"
+    return f"{type(error).__name__}: {error}"

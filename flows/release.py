@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
+from blocks.builder import version_of
 from blocks.ledger import Ledger
 from blocks.stack import open_stack
 from flows import hooks
@@ -15,7 +16,7 @@ from policy.errors import DafnckError
 from policy.release import Phase, RolloutRecord
 from policy.rollout import plan
 from policy.service_file import ServiceFile
-from tasks.build import build_artifact, version_of, write_release
+from tasks.build import build_artifact, write_release
 from tasks.lease import held_lease
 from tasks.prefect_run import flow_run_id
 from tasks.publish import Publisher

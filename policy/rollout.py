@@ -90,41 +90,70 @@ class Seen:
 class StartNew:
     replicas: int
 
+    def __str__(self) -> str:
+        return f"start replicas of the new release: {self.replicas}"
+
 
 @dataclass(frozen=True)
 class ShrinkStable:
     replicas: int
+
+    def __str__(self) -> str:
+        return f"leave the old release {self.replicas} replicas"
 
 
 @dataclass(frozen=True)
 class Shift:
     share: int
 
+    def __str__(self) -> str:
+        return f"{self.share}% of the requests to the new release"
+
 
 @dataclass(frozen=True)
 class Wait:
-    seconds: float
+    seconds: float  # until the next look
     reason: str
+    until: float | None = None  # seconds since the epoch, when that is known
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 @dataclass(frozen=True)
 class AskApproval:
     reason: str
 
+    def __str__(self) -> str:
+        return self.reason
+
 
 @dataclass(frozen=True)
 class Promote:
     reason: str
 
+    def __str__(self) -> str:
+        return self.reason
+
 
 @dataclass(frozen=True)
 class Finish:
-    """The old release is gone: write the end down."""
+    def __str__(self) -> str:
+        return "the old release is gone"
 
 
 @dataclass(frozen=True)
 class RollBack:
     reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True)
+class CleanUp:
+    def __str__(self) -> str:
+        return "traffic is back; remove the new release"
 
 
 @dataclass(frozen=True)
@@ -133,7 +162,16 @@ class Stop:
 
 
 Action = (
-    StartNew | ShrinkStable | Shift | Wait | AskApproval | Promote | Finish | RollBack | Stop
+    StartNew
+    | ShrinkStable
+    | Shift
+    | Wait
+    | AskApproval
+    | Promote
+    | Finish
+    | RollBack
+    | CleanUp
+    | Stop
 )
 
 
@@ -143,7 +181,7 @@ def next_action(plan: Plan, seen: Seen) -> Action:
     if seen.phase is Phase.DRAINING:
         return ShrinkStable(0) if seen.stable_running else Finish()
     if seen.phase is Phase.ROLLING_BACK:
-        return RollBack("resumed")
+        return CleanUp()
     if seen.abort_reason:
         return RollBack(seen.abort_reason)
     if seen.verdict is Verdict.FAIL:
@@ -160,12 +198,14 @@ def next_action(plan: Plan, seen: Seen) -> Action:
     last = at == len(plan.steps) - 1
     if not last and not late and seen.stable_running > step.stable:
         return ShrinkStable(step.stable)
-    if (left := seen.shifted_at + plan.bake_seconds - seen.now) > 0 and not late:
-        return Wait(min(plan.poll_seconds, left), f"{step.share}%: {in_words(left)} to bake")
+    baked_at = seen.shifted_at + plan.bake_seconds
+    if seen.now < baked_at and not late:
+        pause = min(plan.poll_seconds, baked_at - seen.now)
+        return Wait(pause, f"bakes for {in_words(plan.bake_seconds)}", baked_at)
     if plan.judged and seen.verdict is not Verdict.PASS and not (plan.first and not late):
         if not late or (plan.hold_when_unsure and not seen.approved):
             held = "held, a person must decide" if late else "unsure"
-            return Wait(plan.poll_seconds, f"{step.share}%: {held}: {seen.verdict_reason}")
+            return Wait(plan.poll_seconds, f"{held}: {seen.verdict_reason}")
         if not seen.approved:
             return RollBack(f"still unsure at the deadline: {seen.verdict_reason}")
     if last:
@@ -181,7 +221,7 @@ def _towards(plan: Plan, step: Step, seen: Seen) -> Action:
     if seen.new_ready < step.new:
         return StartNew(step.new)
     if plan.approve and step.share == 100 and not seen.approved:
-        return AskApproval(f"{seen.share}%: waits for a person before 100%")
+        return AskApproval("waits for a person before 100%")
     return Shift(step.share)
 
 

@@ -1,6 +1,5 @@
 """Builds the artifact of a release, or finds that it was built before."""
 
-import subprocess
 from pathlib import Path
 
 from prefect import task
@@ -41,14 +40,3 @@ def write_release(
         ),
         rollout_id,
     )
-
-
-def version_of(folder: Path) -> str:
-    """What git calls the source; 'unversioned' outside of a repository."""
-    described = subprocess.run(
-        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--tags"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "unversioned"

@@ -12,7 +12,7 @@ from typing import Any
 from policy.canary import Counters, Judgement, Sample, judge, routing_doubt
 from policy.errors import Unreachable
 from policy.release import Endpoints, Release, RolloutRecord, Verdict
-from policy.rollout import Plan, Seen
+from policy.rollout import Action, Plan, Seen
 from tasks.site import Site
 
 log = logging.getLogger("dafnck")
@@ -77,6 +77,14 @@ class Eyes:
             abort_reason=self.cancelled or record.abort_reason,
             trouble=known.new.trouble if known.new else known.silent.get("workloads", ""),
         )
+
+    def tell(self, action: Action) -> None:
+        """Write a decision down, with what it was decided from."""
+        verdict = self.judgement.verdict.value if self.judgement else None
+        share = self.known.shares.get(self.new.id, 0)
+        name = type(action).__name__
+        log.info("%d%% %s: %s", share, name, action)
+        self.site.ledger.decide(self.rollout.id, name, share, verdict, str(action))
 
     def shifted(self) -> None:
         """The router took a new share: what came in before does not count for it."""

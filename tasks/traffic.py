@@ -79,31 +79,20 @@ def watch(site: Site, rollout: RolloutRecord, plan: Plan, eyes: Eyes, own_run: O
 
     On a verdict against the new release the traffic goes back from here, before anything else."""
     told = ""
-    while True:
-        action = next_action(plan, eyes.look())
-        if isinstance(action, RollBack):
-            put_back.traffic_to_stable(site, rollout, action.reason)
-            break
+    while not isinstance(action := next_action(plan, eyes.look()), RollBack):
         if isinstance(action, AskApproval):
-            until = datetime.fromtimestamp(plan.deadline, UTC).isoformat()
-            own_run.pause(until)
+            own_run.pause(datetime.fromtimestamp(plan.deadline, UTC).isoformat())
         elif not isinstance(action, Wait):
-            break
-        if (words := _without_countdown(action.reason)) != told:
-            told = words
-            log.info("%s", action.reason)
-            verdict = eyes.judgement.verdict.value if eyes.judgement else None
-            share = eyes.known.shares.get(eyes.new.id, 0)
-            site.ledger.decide(rollout.id, "wait", share, verdict, action.reason)
-        pause = action.seconds if isinstance(action, Wait) else plan.poll_seconds
-        eyes.interrupted.wait(pause)
+            own_run.go_on()
+            return
+        if action.reason != told:
+            told = action.reason
+            eyes.tell(action)
+        eyes.interrupted.wait(action.seconds if isinstance(action, Wait) else plan.poll_seconds)
         eyes.interrupted.clear()
+    put_back.traffic_to_stable(site, rollout, action.reason)
+    eyes.tell(action)
     own_run.go_on()
-
-
-def _without_countdown(reason: str) -> str:
-    """Waiting for the same thing is told once, not every second."""
-    return "".join(c for c in reason if not c.isdigit())
 
 
 @task(cache_policy=NO_CACHE)
@@ -124,7 +113,11 @@ def finish(site: Site, rollout: RolloutRecord) -> None:
 
 @task(cache_policy=NO_CACHE)
 def roll_back(site: Site, rollout: RolloutRecord, reason: str) -> None:
-    """Traffic to the stable release (a no-op when it is there already), then clean up."""
-    record = site.ledger.rollout(rollout.id)
-    put_back.put_back(site, rollout.id, record.reason or reason)
+    """All requests to the stable release."""
+    put_back.traffic_to_stable(site, rollout, reason)
 
+
+@task(cache_policy=NO_CACHE)
+def clean_up(site: Site, rollout: RolloutRecord) -> None:
+    """Take the new release away, now that it has no traffic, and write the end down."""
+    put_back.put_back(site, rollout.id, site.ledger.rollout(rollout.id).reason)
