@@ -190,8 +190,8 @@ def _digest(build: Build, source: Path, files: list[Path]) -> str:
     """SHA-256 over the way of building, the platform and every file's path, mode and content."""
     total = hashlib.sha256()
     way = build.model_dump(mode="json", exclude={"within", "source"})
-    way |= {"machine": platform.machine(), "python": sys.version_info[:2] if build.python else 0}
-    total.update(json.dumps(way, sort_keys=True).encode())
+    interpreter = sys.version_info[:2] if build.python else None
+    total.update(json.dumps([way, platform.machine(), interpreter], sort_keys=True).encode())
     for name in files:
         path = source / name
         if path.is_symlink():

@@ -2,8 +2,10 @@
 
 import os
 from typing import Any
+from uuid import uuid4
 
 import httpx
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from blocks.stack import Stack
 from policy.errors import Refused, Unreachable
@@ -12,7 +14,8 @@ TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 class PrefectApi:
-    """No retries and short time limits: callers ask again when it is time to."""
+    """Short time limits. Looking is not retried: callers look again when it is time to. Starting
+    is, because a server on SQLite under load answers 503 now and then."""
 
     def __init__(self, url: str, auth: str | None, timeout_seconds: float = 5.0) -> None:
         """`auth`: user:password of the server's basic authentication."""
@@ -37,9 +40,12 @@ class PrefectApi:
 
     def start(self, flow: str, deployment: str, parameters: dict[str, Any], name: str) -> str:
         """-> id of a new flow run of this deployment."""
-        found = self._call("GET", f"/deployments/name/{flow}/{deployment}")
+        found = self._patiently("GET", f"/deployments/name/{flow}/{deployment}")
+        # The key makes a second try find the run that a first one made unseen.
+        key = {"idempotency_key": uuid4().hex}
         body = {"parameters": parameters, "name": name, "state": {"type": "SCHEDULED"}}
-        return str(self._call("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
+        path = f"/deployments/{found['id']}/create_flow_run"
+        return str(self._patiently("POST", path, body | key)["id"])
 
     def knows(self, flow: str, deployment: str) -> bool:
         try:
@@ -50,9 +56,9 @@ class PrefectApi:
 
     def have_work_pool(self, name: str) -> None:
         try:
-            self._call("GET", f"/work_pools/{name}")
+            self._patiently("GET", f"/work_pools/{name}")
         except Refused:
-            self._call("POST", "/work_pools/", {"name": name, "type": "process"})
+            self._patiently("POST", "/work_pools/", {"name": name, "type": "process"})
 
     def state(self, flow_run_id: str) -> dict[str, Any]:
         """type (SCHEDULED, RUNNING, PAUSED, COMPLETED …), name and message."""
@@ -62,6 +68,15 @@ class PrefectApi:
         state = {"type": kind, "name": kind.capitalize(), "state_details": details}
         body = {"state": state, "force": force}
         self._call("POST", f"/flow_runs/{flow_run_id}/set_state", body)
+
+    @retry(
+        retry=retry_if_exception_type(Unreachable),
+        wait=wait_exponential(0.2, max=2),
+        stop=stop_after_delay(15),
+        reraise=True,
+    )
+    def _patiently(self, method: str, path: str, body: Any = None) -> Any:
+        return self._call(method, path, body)
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         try:

@@ -280,7 +280,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="leave everything running")] = False,
 ) -> None:
     """Show a good release, a bad one that is rolled back, and a blue-green switch, under load."""
-    os.environ.setdefault("DAFNCK_HOME", str(Path(".demo").absolute()))
+    os.environ["DAFNCK_HOME"] = str(Path(".demo").absolute())  # wiped: never a real stack
     from deployments import demo as story
 
     raise typer.Exit(story.run(keep))

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -79,36 +80,51 @@ def _run_here(stack: Stack, flow: str, parameters: dict[str, Any]) -> str:
 def _follow(
     ledger: Ledger, api: PrefectApi, flow_run_id: str, *, quiet: bool
 ) -> tuple[RolloutRecord | None, str]:
-    """Print what is decided, until the rollout ends. -> its record and Prefect's last words."""
     from rich.console import Console
 
-    console = Console(highlight=False, file=sys.stdout)
-    told = 0
-    rollout: RolloutRecord | None = None
-    ended_at: float | None = None
+    console = Console(highlight=False, file=sys.stderr if quiet else sys.stdout)
     with console.status("waits for a worker") as spinner:
-        while True:
-            rollout = ledger.rollout_of_flow_run(flow_run_id)
-            if rollout is not None:
-                for row in ledger.decisions(rollout.id)[told:]:
-                    told += 1
-                    after = row["at"] - rollout.started_at
-                    line = f"{after:6.1f}s {row['share']:3d}%  {row['action']:12} {row['reason']}"
-                    if not quiet:
-                        console.print(line, soft_wrap=True, markup=False)
-                spinner.update(rollout.phase)
-                if rollout.phase in FINISHED:
-                    return rollout, ""
-            try:
-                state = api.state(flow_run_id)
-            except Unreachable:
-                state = {}  # the ledger goes on without it
-            if state.get("type") in TERMINAL:
-                # The end of the rollout may be on its way into the ledger: hooks, the guard.
-                ended_at = ended_at or time.monotonic()
-                if rollout is None or time.monotonic() - ended_at > 30:
-                    return rollout, str(state.get("message") or state.get("name"))
-            time.sleep(0.25)
+        return to_the_end(
+            ledger,
+            api,
+            flow_run_id,
+            lambda line: None if quiet else console.print(line, soft_wrap=True, markup=False),
+            spinner.update,
+        )
+
+
+def to_the_end(
+    ledger: Ledger,
+    api: PrefectApi,
+    flow_run_id: str,
+    line: Callable[[str], None],
+    phase: Callable[[str], None],
+) -> tuple[RolloutRecord | None, str]:
+    """Tell each decision as it falls. -> the rollout's record, None when none was begun, and the
+    last words of Prefect."""
+    told = 0
+    ended_at: float | None = None
+    phase("waits for a worker")
+    while True:
+        rollout = ledger.rollout_of_flow_run(flow_run_id)
+        if rollout is not None:
+            for row in ledger.decisions(rollout.id)[told:]:
+                told += 1
+                after = row["at"] - rollout.started_at
+                line(f"{after:6.1f}s {row['share']:3d}%  {row['action']:12} {row['reason']}")
+            phase(rollout.phase)
+            if rollout.phase in FINISHED:
+                return rollout, ""
+        try:
+            state = api.state(flow_run_id)
+        except Unreachable:
+            state = {}  # the ledger goes on without it
+        if state.get("type") in TERMINAL:
+            # The end of the rollout may be on its way into the ledger, by hook or guard.
+            ended_at = ended_at or time.monotonic()
+            if rollout is None or time.monotonic() - ended_at > 30:
+                return rollout, str(state.get("message") or state.get("name"))
+        time.sleep(0.25)
 
 
 def _newest(ledger: Ledger, service: str) -> RolloutRecord | None:
