@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from policy.canary import Counters, Sample
 from policy.errors import LeaseLost, Refused
@@ -130,7 +130,11 @@ class Ledger:
         self._engine = sa.create_engine(url, pool_pre_ping=not options, **options)
         if options:
             sa.event.listen(self._engine, "connect", _sqlite_settings)
-        _meta.create_all(self._engine)
+        try:
+            _meta.create_all(self._engine)
+        except DBAPIError:
+            # Another process was making the same tables at the same moment.
+            _meta.create_all(self._engine)
 
     def close(self) -> None:
         self._engine.dispose()

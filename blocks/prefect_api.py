@@ -28,7 +28,10 @@ class PrefectApi:
             trust_env=False,
         )
 
-    def close(self) -> None:
+    def __enter__(self) -> "PrefectApi":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._http.close()
 
     def answers(self) -> bool:

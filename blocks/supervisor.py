@@ -19,17 +19,25 @@ LAUNCHER = Path(__file__).with_name("exec_replica.py")
 _BAD_NAME, _NOT_RUNNING, _ALREADY_ADDED, _STILL_RUNNING = 10, 70, 90, 91
 
 
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=10)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(10)
+        self.sock.connect(self._path)
+
+
 class _UnixTransport(xmlrpc.client.Transport):
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._path = str(path)
+        self._path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("localhost", timeout=10)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(10)
-        connection.sock.connect(self._path)
-        return connection
+        self._connection = host, _UnixConnection(self._path)
+        return self._connection[1]
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,13 @@ class Supervisor:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         # One connection a call: the server closes idle ones, and calls are rare.
-        proxy = xmlrpc.client.ServerProxy("http://local", transport=_UnixTransport(self._socket))
+        transport = _UnixTransport(self._socket)
         try:
-            call = proxy
-            for part in method.split("."):
-                call = getattr(call, part)
-            return call(*arguments)  # type: ignore[operator]
+            with xmlrpc.client.ServerProxy("http://local", transport=transport) as proxy:
+                call: Any = proxy
+                for part in method.split("."):
+                    call = getattr(call, part)
+                return call(*arguments)
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(
                 f"supervisord does not answer ({error}); what runs keeps running, nothing can be "

@@ -75,12 +75,11 @@ def run(keep: bool) -> int:
 
 def _tell(stack: Stack, console: Console, keep: bool) -> int:
     ledger = Ledger(stack.ledger_url)
-    api = stack_api(stack)
     platform = local_platform(stack, "httpbin", "local", Route())
     load = SteadyLoad(f"{platform.url}/get", platform.host, per_second=PER_SECOND)
     examples = next(p for p in (HERE.parent / "examples", HERE / "examples") if p.is_dir())
     done: list[RolloutRecord] = []
-    with _screen(console) as screen:
+    with _screen(console) as screen, stack_api(stack) as api:
         for number, chapter in enumerate(CHAPTERS, 1):
             console.print(f"\n[bold]{number}. {chapter.version}[/]: {chapter.says}")
             parameters = {
@@ -165,19 +164,21 @@ def _last_screen(
         )
     console.print()
     console.print(table)
-    story = Table.grid(padding=(0, 2))
     colour = "green" if by_switch == 0 else "red"
-    story.add_row("requests sent", f"{answers.sent:,} at {PER_SECOND} a second")
     kinds = ", ".join(f"{n} {kind}" for kind, n in answers.failed_else.items())
-    story.add_row("failed because of a switch", f"[bold {colour}]{by_switch}[/] {kinds}")
-    story.add_row("failed because of the bad build", f"{answers.from_bad_build}")
-    story.add_row("from its first bad answer to all traffic on stable", f"{rescued:.1f} s")
     auth = stack.prefect_auth_file
-    gone = "" if keep else " (with make demo ARGS=--keep)"
-    story.add_row("Prefect's UI", f"http://127.0.0.1:{stack.ports.prefect}{gone}, login in {auth}")
+    gone = "" if keep else " (stopped now; make demo ARGS=--keep leaves it up)"
     report = stack.reports / f"httpbin-local-rollout-{bad.id}.html"
-    story.add_row("report of the rollback", str(report))
-    console.print(story)
+    for name, words in (
+        ("requests sent", f"{answers.sent:,} at {PER_SECOND} a second"),
+        ("failed because of a switch", f"[bold {colour}]{by_switch}[/] {kinds}"),
+        ("failed because of the bad build", f"{answers.from_bad_build}"),
+        ("first bad answer to all traffic on stable", f"{rescued:.1f} s"),
+        ("Prefect's UI", f"http://127.0.0.1:{stack.ports.prefect}{gone}"),
+        ("its login", f"{auth}"),
+        ("report of the rollback", f"{report}"),
+    ):
+        console.print(f"{name:42} {words}", soft_wrap=True)
     return 0 if by_switch == 0 else 1
 
 

@@ -35,15 +35,15 @@ def run(
         rollout = _newest(ledger, service)
         done = rollout if rollout and (not before or rollout.id != before.id) else None
     else:
-        api = stack_api(stack)
-        flow_run_id = api.start(flow, "local", parameters, name)
-        link = f"{api.url.removesuffix('/api')}/runs/flow-run/{flow_run_id}"
-        if not wait:
-            print(json.dumps({"flow_run_id": flow_run_id}) if as_json else f"{name}: {link}")
-            return
-        if not as_json:
-            print(f"{name}\n{link}", flush=True)
-        done, message = _follow(ledger, api, flow_run_id, quiet=as_json)
+        with stack_api(stack) as api:
+            flow_run_id = api.start(flow, "local", parameters, name)
+            link = f"{api.url.removesuffix('/api')}/runs/flow-run/{flow_run_id}"
+            if not wait:
+                print(json.dumps({"flow_run_id": flow_run_id}) if as_json else f"{name}: {link}")
+                return
+            if not as_json:
+                print(f"{name}\n{link}", flush=True)
+            done, message = _follow(ledger, api, flow_run_id, quiet=as_json)
     _conclude(done, message, as_json)
 
 
@@ -68,8 +68,9 @@ def _conclude(done: RolloutRecord | None, message: str, as_json: bool) -> None:
 def _run_here(stack: Stack, flow: str, parameters: dict[str, Any]) -> str:
     """-> message of the end state. The stack's Prefect server sees the run, when it answers."""
     os.environ |= quiet_prefect(stack)
-    if "PREFECT_API_URL" not in os.environ and stack_api(stack).answers():
-        os.environ |= prefect_environment(stack)
+    with stack_api(stack) as api:
+        if "PREFECT_API_URL" not in os.environ and api.answers():
+            os.environ |= prefect_environment(stack)
     from flows.release import release
     from flows.rollback import rollback
 

@@ -49,10 +49,10 @@ def up(home: Path, ports: Ports, said: Callable[[str], None], *, prefect: bool =
         if prefect:
             said("Prefect server")
             _run(stack, supervisor, SERVER, _server_spec(stack), grace_seconds=5)
-            api = PrefectApi(stack.prefect_api_url, stack.prefect_auth_file.read_text().strip())
-            _wait(api.answers, SERVER, stack, 90)
-            said("deployments and worker")
-            _register(stack, api)
+            with PrefectApi(stack.prefect_api_url, _auth(stack)) as api:
+                _wait(api.answers, SERVER, stack, 90)
+                said("deployments and worker")
+                _register(stack, api)
             _run(stack, supervisor, WORKER, _worker_spec(stack), grace_seconds=10)
         said("services")
         resume_services(stack)
@@ -110,7 +110,7 @@ def prefect_environment(stack: Stack) -> dict[str, str]:
     """What a process needs to talk to the stack's Prefect server."""
     return {
         "PREFECT_API_URL": stack.prefect_api_url,
-        "PREFECT_API_AUTH_STRING": stack.prefect_auth_file.read_text().strip(),
+        "PREFECT_API_AUTH_STRING": _auth(stack),
         **quiet_prefect(stack),
     }
 
@@ -235,6 +235,10 @@ def _write_secret(stack: Stack) -> None:
         write_atomically(stack.prefect_auth_file, f"dafnck:{secrets.token_urlsafe(24)}\n", 0o600)
 
 
+def _auth(stack: Stack) -> str:
+    return stack.prefect_auth_file.read_text().strip()
+
+
 def _start_supervisord(stack: Stack, supervisor: Supervisor) -> None:
     folder = stack.supervisor
     (folder / "conf.d").mkdir(parents=True, exist_ok=True)
@@ -357,7 +361,8 @@ def examine(stack: Stack) -> Iterator[Finding]:
     mode = auth.stat().st_mode & 0o777
     private = mode == 0o600
     yield Finding("secret", private, f"{auth} {mode:o}", "" if private else f"chmod 600 {auth}")
-    answers = PrefectApi(stack.prefect_api_url, auth.read_text().strip()).answers()
+    with PrefectApi(stack.prefect_api_url, _auth(stack)) as api:
+        answers = api.answers()
     yield Finding("Prefect API", answers, stack.prefect_api_url, "" if answers else "dafnck up")
     ledger = Ledger(stack.ledger_url)
     for rollout in ledger.unfinished():

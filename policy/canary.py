@@ -185,13 +185,13 @@ def routing_doubt(new_requests: float, stable_requests: float, share: int) -> st
     """Why the observed split contradicts the configured share; None when it does not.
 
     Weighted round robin keeps much closer to the share than independent draws, so five binomial
-    standard deviations (plus one request for each step of the wheel) are a generous bound.
+    standard deviations (plus two requests that are on their way) are a generous bound.
     """
     total = new_requests + stable_requests
     if total < 50:
         return None
     expected = share / 100
-    slack = 5 * sqrt(expected * (1 - expected) / total) + 100 / total
+    slack = 5 * sqrt(expected * (1 - expected) / total) + 2 / total
     observed = new_requests / total
     if abs(observed - expected) <= slack:
         return None

@@ -38,6 +38,9 @@ class OwnRun:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        if self._api is not None:
+            self._thread.join()
+            self._api.__exit__()
 
     def pause(self, until: str) -> None:
         """Show the run as paused; the UI then offers to resume it, which is the approval.

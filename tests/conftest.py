@@ -1,0 +1,114 @@
+"""One local stack for all live tests, on free ports, in a temporary folder, stopped at the end."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from blocks.ledger import Ledger
+from blocks.stack import Ports, Stack
+from deployments import local_stack
+
+ROOT = Path(__file__).parents[1]
+PROBE = ROOT / "examples" / "probe" / "probe.py"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+    """Wait for a condition with a deadline; -> what it returned."""
+    give_up = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < give_up, f"not within {seconds}s: {what}"
+        time.sleep(0.05)
+    return answer
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    home = tmp_path_factory.mktemp("home")
+    ports = Ports(
+        web=free_port(), router_api=free_port(), prefect=free_port(), services=[free_port()]
+    )
+    old = os.environ.get("DAFNCK_HOME")
+    os.environ["DAFNCK_HOME"] = str(home)
+    stack = local_stack.up(home, ports, lambda part: None)
+    yield stack
+    local_stack.down(stack, lambda part: None)
+    os.environ.pop("DAFNCK_HOME")
+    if old:
+        os.environ["DAFNCK_HOME"] = old
+
+
+@pytest.fixture
+def ledger(stack: Stack) -> Iterator[Ledger]:
+    ledger = Ledger(stack.ledger_url)
+    yield ledger
+    ledger.close()
+
+
+Dafnck = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def dafnck(stack: Stack) -> Dafnck:
+    """Run the command as a person does. -> what it printed and its exit code."""
+
+    def run(*words: object, check: int | None = 0) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            [sys.executable, "-m", "deployments.cli", *map(str, words)],
+            cwd=ROOT,
+            env={**os.environ, "DAFNCK_HOME": str(stack.home)},
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        if check is not None:
+            assert done.returncode == check, f"{words}: {done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Callable[..., Path]:
+    """Write a service file of the probe application, with these parts laid over. -> its path."""
+    (tmp_path / "probe.py").write_bytes(PROBE.read_bytes())
+
+    def write(name: str, file: str = "dafnck.yaml", **parts: Any) -> Path:
+        document: dict[str, Any] = {
+            "version": 1,
+            "service": name,
+            "build": {"command": "cp probe.py {out}"},
+            "run": {
+                "command": f"{sys.executable} -m uvicorn --port {{port}} --no-access-log "
+                "--ws websockets-sansio probe:app",
+                "health": "/healthz",
+                "replicas": 2,
+                "drain": "5s",
+                "grace": "3s",
+                "start": "20s",
+                "env": {},
+            },
+            "rollout": {"strategy": "blue-green"},
+        }
+        for part, content in parts.items():
+            document[part] = {**document.get(part, {}), **content}
+        path = tmp_path / file
+        with path.open("w") as text:
+            YAML().dump(document, text)
+        return path
+
+    return write

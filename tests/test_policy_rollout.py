@@ -1,0 +1,253 @@
+"""The decisions of a rollout: whole journeys, cut at every step, and what must never happen."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policy.release import Phase, Verdict
+from policy.rollout import (
+    Action,
+    AskApproval,
+    CleanUp,
+    Finish,
+    Plan,
+    Promote,
+    RollBack,
+    Seen,
+    Shift,
+    ShrinkStable,
+    StartNew,
+    Stop,
+    Wait,
+    next_action,
+    plan,
+)
+from policy.service_file import Rollout
+
+JUDGE = {"errors": "at most 2%", "interval": 1}
+
+
+@dataclass
+class World:
+    """What actions do, as a value: enough of a world to walk a plan to its end."""
+
+    now: float = 0.0
+    phase: Phase = Phase.STARTING
+    share: int = 0
+    shifted_at: float = 0.0
+    new_ready: int = 0
+    stable_running: int = 2
+    verdict: Verdict | None = Verdict.PASS
+    approved: bool = False
+    serving_capacity: list[int] = field(default_factory=list)
+
+    def seen(self) -> Seen:
+        return Seen(
+            now=self.now,
+            phase=self.phase,
+            share=self.share,
+            shifted_at=self.shifted_at,
+            new_ready=self.new_ready,
+            stable_running=self.stable_running,
+            verdict=self.verdict if self.share else None,
+            verdict_reason="because",
+            approved=self.approved,
+        )
+
+    def perform(self, action: Action) -> None:
+        self.now += 0.1
+        match action:
+            case StartNew(replicas):
+                self.new_ready = replicas
+            case Shift(share):
+                assert self.new_ready > 0, "traffic to a release without replicas"
+                self.share, self.shifted_at, self.phase = share, self.now, Phase.SHIFTING
+            case Wait(seconds):
+                self.now += seconds
+            case AskApproval():
+                self.approved = True
+            case ShrinkStable(replicas):
+                self.stable_running = replicas
+            case Promote():
+                self.phase = Phase.DRAINING
+            case Finish():
+                self.phase = Phase.PROMOTED
+            case RollBack():
+                self.phase, self.share = Phase.ROLLING_BACK, 0
+            case CleanUp():
+                self.phase, self.new_ready = Phase.ROLLED_BACK, 0
+
+
+def walk(steps: Plan, world: World) -> list[Action]:
+    journey: list[Action] = []
+    while not isinstance(action := next_action(steps, world.seen()), Stop):
+        journey.append(action)
+        assert len(journey) < 1000, "the rollout does not end"
+        world.perform(action)
+    return journey
+
+
+def shifts(journey: list[Action]) -> list[int]:
+    return [action.share for action in journey if isinstance(action, Shift)]
+
+
+def a_plan(rollout: dict[str, object] | None = None, *, replicas: int = 2, old: int | None = 2) -> Plan:
+    return plan(
+        Rollout.model_validate(rollout or {}), replicas=replicas, stable_replicas=old, now=0
+    )
+
+
+CANARY = {"strategy": "canary", "steps": [10, 50, 100], "bake": 2}
+
+
+def test_canary_rises_in_steps_and_ends_promoted() -> None:
+    world = World()
+    journey = walk(a_plan(CANARY), world)
+    assert shifts(journey) == [10, 50, 100]
+    assert world.phase is Phase.PROMOTED
+    assert world.stable_running == 0
+
+
+def test_every_step_bakes() -> None:
+    journey = walk(a_plan(CANARY), World())
+    assert sum(action.seconds for action in journey if isinstance(action, Wait)) >= 3 * 1.9
+
+
+def test_blue_green_is_one_shift() -> None:
+    assert shifts(walk(a_plan(), World())) == [100]
+
+
+def test_the_old_release_stays_whole_until_promotion() -> None:
+    for rollout in (CANARY, {"strategy": "blue-green", "bake": 2}):
+        journey = walk(a_plan(rollout), World())
+        promoted = next(i for i, action in enumerate(journey) if isinstance(action, Promote))
+        shrunk = [i for i, action in enumerate(journey) if isinstance(action, ShrinkStable)]
+        assert all(i > promoted for i in shrunk)
+
+
+def test_rolling_goes_replica_by_replica() -> None:
+    journey = walk(a_plan({"strategy": "rolling"}, replicas=4, old=4), World(stable_running=4))
+    assert shifts(journey) == [25, 50, 75, 100]
+    assert [a.replicas for a in journey if isinstance(a, StartNew)] == [1, 2, 3, 4]
+    assert [a.replicas for a in journey if isinstance(a, ShrinkStable)] == [3, 2, 1, 0]
+
+
+def test_recreate_stops_the_old_release_first() -> None:
+    journey = walk(a_plan({"strategy": "recreate"}), World())
+    kinds = [type(action) for action in journey]
+    assert kinds.index(ShrinkStable) < kinds.index(StartNew) < kinds.index(Shift)
+
+
+def test_a_first_release_needs_no_stable() -> None:
+    world = World(stable_running=0, verdict=Verdict.UNSURE)
+    journey = walk(a_plan(CANARY | {"judge": JUDGE}, old=None), world)
+    assert shifts(journey) == [100]
+    assert world.phase is Phase.PROMOTED
+    promoted = next(action for action in journey if isinstance(action, Promote))
+    assert "first release" in promoted.reason
+
+
+def test_a_bad_verdict_rolls_back_at_once() -> None:
+    world = World(verdict=Verdict.FAIL)
+    journey = walk(a_plan(CANARY | {"judge": JUDGE}), world)
+    assert shifts(journey) == [10]
+    assert RollBack("because") in journey
+    assert world.phase is Phase.ROLLED_BACK
+
+
+def test_unsure_is_never_promoted() -> None:
+    world = World(verdict=Verdict.UNSURE)
+    walk(a_plan(CANARY | {"judge": JUDGE, "within": 60}), world)
+    assert world.phase is Phase.ROLLED_BACK
+
+
+def test_unsure_can_hold_for_a_person() -> None:
+    steps = a_plan(CANARY | {"judge": JUDGE | {"unsure": "hold"}, "within": 60})
+    world = World(phase=Phase.SHIFTING, share=10, new_ready=2, verdict=Verdict.UNSURE, now=61)
+    assert isinstance(next_action(steps, world.seen()), Wait)
+    world.approved = True
+    walk(steps, world)
+    assert world.phase is Phase.PROMOTED
+
+
+def test_approval_is_asked_before_all_traffic() -> None:
+    for rollout in (CANARY | {"approve": True}, {"approve": True}):
+        journey = walk(a_plan(rollout), World())
+        asked = next(i for i, action in enumerate(journey) if isinstance(action, AskApproval))
+        assert Shift(100) in journey[asked:]
+        assert Shift(100) not in journey[:asked]
+
+
+def test_nobody_approves_in_time() -> None:
+    steps = a_plan({"approve": True, "within": 60})
+    late = World(new_ready=2, now=61)
+    assert isinstance(next_action(steps, late.seen()), RollBack)
+
+
+def test_an_abort_wins_over_everything() -> None:
+    seen = replace(World(share=50, new_ready=2, phase=Phase.SHIFTING).seen(), abort_reason="no")
+    assert next_action(a_plan(CANARY), seen) == RollBack("no")
+
+
+def test_replicas_that_die_under_traffic_roll_back() -> None:
+    world = World(phase=Phase.SHIFTING, share=50, new_ready=0)
+    assert isinstance(next_action(a_plan(CANARY), world.seen()), RollBack)
+
+
+def test_an_abort_after_promotion_comes_too_late() -> None:
+    seen = replace(World(phase=Phase.DRAINING, share=100).seen(), abort_reason="no")
+    assert next_action(a_plan(CANARY), seen) == ShrinkStable(0)
+
+
+rollouts = st.sampled_from(
+    [
+        CANARY,
+        CANARY | {"judge": JUDGE},
+        CANARY | {"approve": True},
+        {"strategy": "blue-green", "bake": 3},
+        {"strategy": "rolling"},
+        {"strategy": "recreate"},
+    ]
+)
+
+
+@given(rollouts, st.integers(1, 6), st.integers(1, 6), st.booleans())
+def test_interrupted_anywhere_it_goes_on(
+    rollout: dict[str, object], replicas: int, old: int, good: bool
+) -> None:
+    """Cut the journey after any action: what follows is what would have followed."""
+    steps = a_plan(rollout, replicas=replicas, old=old)
+    verdict = Verdict.PASS if good else Verdict.FAIL
+    whole = walk(steps, World(stable_running=old, verdict=verdict))
+    for cut in range(len(whole)):
+        world = World(stable_running=old, verdict=verdict)
+        for action in whole[:cut]:
+            world.perform(action)
+        assert walk(steps, world) == whole[cut:]
+
+
+@given(rollouts, st.integers(1, 6), st.integers(1, 6), st.data())
+def test_every_plan_ends_and_shares_only_rise(
+    rollout: dict[str, object], replicas: int, old: int, data: st.DataObject
+) -> None:
+    steps = a_plan(rollout, replicas=replicas, old=old)
+    world = World(stable_running=old)
+    for _ in range(200):
+        world.verdict = data.draw(st.sampled_from([*Verdict]))
+        action = next_action(steps, world.seen())
+        if isinstance(action, Stop):
+            break
+        if isinstance(action, Shift):
+            assert action.share > world.share
+        world.perform(action)
+    else:
+        world.now = steps.deadline + 1
+        walk(steps, world)
+    assert world.phase in (Phase.PROMOTED, Phase.ROLLED_BACK)
+
+
+@pytest.mark.parametrize("share", [1, 9])
+def test_a_share_below_the_first_step_is_before_it(share: int) -> None:
+    assert a_plan(CANARY).reached(share) is None
