@@ -290,9 +290,7 @@ class Ledger:
 
     def approve(self, rollout_id: int, who: str) -> None:
         with self._engine.begin() as db:
-            db.execute(
-                rollouts.update().where(rollouts.c.id == rollout_id).values(approved_by=who)
-            )
+            db.execute(rollouts.update().where(rollouts.c.id == rollout_id).values(approved_by=who))
 
     def abort(self, rollout_id: int, reason: str) -> None:
         with self._engine.begin() as db:
@@ -323,9 +321,7 @@ class Ledger:
                     created_at=release.created_at,
                 )
             )
-            db.execute(
-                rollouts.update().where(rollouts.c.id == rollout_id).values(release_id=name)
-            )
+            db.execute(rollouts.update().where(rollouts.c.id == rollout_id).values(release_id=name))
         return release
 
     def release(self, release_id: str) -> Release:
@@ -352,9 +348,7 @@ class Ledger:
     def mark_removed(self, release_id: str) -> None:
         with self._engine.begin() as db:
             db.execute(
-                releases.update()
-                .where(releases.c.id == release_id)
-                .values(removed_at=self.clock())
+                releases.update().where(releases.c.id == release_id).values(removed_at=self.clock())
             )
 
     def artifacts_in_use(self) -> set[str]:
@@ -379,9 +373,7 @@ class Ledger:
         """The new release is the stable one from now on; the rollout drains the old one."""
         rollout = self.rollout(rollout_id)
         now = self.clock()
-        of = (stables.c.service == rollout.service) & (
-            stables.c.environment == rollout.environment
-        )
+        of = (stables.c.service == rollout.service) & (stables.c.environment == rollout.environment)
         with self._engine.begin() as db:
             db.execute(stables.delete().where(of))
             db.execute(
@@ -393,9 +385,7 @@ class Ledger:
                 )
             )
             db.execute(
-                releases.update()
-                .where(releases.c.id == rollout.release_id)
-                .values(promoted_at=now)
+                releases.update().where(releases.c.id == rollout.release_id).values(promoted_at=now)
             )
             db.execute(
                 rollouts.update()
@@ -469,9 +459,7 @@ class Ledger:
 
     def decisions(self, rollout_id: int) -> list[Mapping[str, Any]]:
         query = (
-            decisions.select()
-            .where(decisions.c.rollout_id == rollout_id)
-            .order_by(decisions.c.id)
+            decisions.select().where(decisions.c.rollout_id == rollout_id).order_by(decisions.c.id)
         )
         with self._engine.connect() as db:
             return [dict(row) for row in db.execute(query).mappings()]

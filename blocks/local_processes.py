@@ -76,9 +76,7 @@ class LocalProcesses:
             release_id=release_id,
             wanted=len(numbers),
             ready=tuple(
-                _url(r["port"])
-                for r, trouble in zip(replicas, answers, strict=True)
-                if not trouble
+                _url(r["port"]) for r, trouble in zip(replicas, answers, strict=True) if not trouble
             ),
             urls=tuple(_url(port) for port in ports),
             connections=_connections(ports),

@@ -67,7 +67,9 @@ class PrefectApi:
         """type (SCHEDULED, RUNNING, PAUSED, COMPLETED …), name and message."""
         return dict(self._call("GET", f"/flow_runs/{flow_run_id}")["state"] or {})
 
-    def set_state(self, flow_run_id: str, kind: str, *, force: bool = False, **details: Any) -> None:
+    def set_state(
+        self, flow_run_id: str, kind: str, *, force: bool = False, **details: Any
+    ) -> None:
         state = {"type": kind, "name": kind.capitalize(), "state_details": details}
         body = {"state": state, "force": force}
         self._call("POST", f"/flow_runs/{flow_run_id}/set_state", body)

@@ -37,6 +37,18 @@ def _get(url: str) -> bytes:
         ) from error
 
 
+def shared_document() -> str:
+    """What the files of all services refer to. Traefik skips a configuration without any router,
+    service or middleware, so this is also what makes the last service's end seen."""
+    # Idle connections to replicas end soon: the router must not hold on to one that a replica is
+    # about to close, and "no connection left" is how a drain ends.
+    transport = {"forwardingTimeouts": {"idleConnTimeout": "1s", "dialTimeout": "5s"}}
+    # Only requests that never reached a replica are tried again, so any method is safe.
+    retry = {"retry": {"attempts": 4, "initialInterval": "100ms"}}
+    http = {"serversTransports": {"dafnck": transport}, "middlewares": {"dafnck-retry": retry}}
+    return json.dumps({"http": http}, indent=1) + "\n"
+
+
 class TraefikRouter:
     """TrafficRouter of one service in one environment, over Traefik's file provider."""
 
@@ -49,7 +61,6 @@ class TraefikRouter:
         *,
         host: str,
         entry_point: str = "web",
-        retries: int = 4,
     ) -> None:
         self.name = f"{service}-{environment}"
         self._path = dynamic / f"{self.name}.yaml"
@@ -57,7 +68,6 @@ class TraefikRouter:
         self._api_url = api_url
         self._rule = f"Host(`{host}`)" if entry_point == "web" else "PathPrefix(`/`)"
         self._entry_point = entry_point
-        self._retries = retries
 
     # -- TrafficRouter -----------------------------------------------------------------------
 
@@ -71,10 +81,10 @@ class TraefikRouter:
             self._write(state)
         self._wait_for(
             endpoints.release_id,
-            lambda service: [
-                server["url"] for server in service.get("loadBalancer", {}).get("servers", [])
-            ]
-            == list(endpoints.urls),
+            lambda service: (
+                [server["url"] for server in service.get("loadBalancer", {}).get("servers", [])]
+                == list(endpoints.urls)
+            ),
         )
 
     def detach(self, release_id: str) -> None:
@@ -142,13 +152,16 @@ class TraefikRouter:
         return dict(json.loads(first.removeprefix(STATE)))
 
     def _write(self, state: dict[str, Any]) -> None:
+        if not state["backends"]:
+            # Traefik refuses an empty element, and with it the files of all other services.
+            self._path.unlink(missing_ok=True)
+            return
         # JSON is YAML; the state travels in the same file, so that both change in one rename.
         document = json.dumps(self._document(state), indent=1)
         write_atomically(self._path, f"{STATE}{json.dumps(state)}\n{document}\n")
 
     def _document(self, state: dict[str, Any]) -> dict[str, Any]:
-        middleware = f"{self.name}-retry"
-        common = {"entryPoints": [self._entry_point], "middlewares": [middleware]}
+        common = {"entryPoints": [self._entry_point], "middlewares": ["dafnck-retry@file"]}
         routers: dict[str, Any] = {}
         services: dict[str, Any] = {}
         for release, backend in state["backends"].items():
@@ -198,16 +211,7 @@ class TraefikRouter:
                     "rule": f"{self._rule} && HeaderRegexp(`Cookie`, `{pattern}`)",
                     "priority": 900,
                 }
-        http: dict[str, Any] = {}
-        if services:
-            http["services"] = services
-        if routers:
-            http["routers"] = routers
-            # Only requests that never reached a replica are tried again, so any method is safe.
-            http["middlewares"] = {
-                middleware: {"retry": {"attempts": self._retries, "initialInterval": "100ms"}}
-            }
-        return {"http": http}
+        return {"http": {"services": services, **({"routers": routers} if routers else {})}}
 
     # -- read back ---------------------------------------------------------------------------
 

@@ -135,5 +135,3 @@ def _newest(ledger: Ledger, service: str) -> RolloutRecord | None:
 
 def _service(parameters: dict[str, Any], name: str) -> str:
     return str(parameters.get("service") or name.partition(" ")[0])
-
-

@@ -17,6 +17,7 @@ from blocks.ledger import Ledger
 from blocks.prefect_api import PrefectApi
 from blocks.stack import Ports, Stack, listens, stack_at
 from blocks.supervisor import Supervisor
+from blocks.traefik import shared_document
 from policy.errors import BadInput, DafnckError, Unreachable
 
 TRAEFIK, SERVER, WORKER = "traefik", "prefect-server", "prefect-worker"
@@ -202,7 +203,12 @@ def _write_traefik(stack: Stack) -> bool:
             }
             for name, port in points.items()
         }
-        | {"traefik": {"address": address(stack.ports.router_api)}},
+        | {
+            "traefik": {
+                "address": address(stack.ports.router_api),
+                "http": {"aliasHeadersStrategy": "delete"},
+            }
+        },
         "providers": {
             "providersThrottleDuration": "20ms",
             "file": {"directory": str(stack.dynamic), "watch": True},
@@ -217,11 +223,7 @@ def _write_traefik(stack: Stack) -> bool:
             }
         },
     }
-    # Idle connections to replicas end soon: the router must not hold on to one that a replica is
-    # about to close, and "no connection left" is how a drain ends.
-    transport = {"forwardingTimeouts": {"idleConnTimeout": "1s", "dialTimeout": "5s"}}
-    shared = {"http": {"serversTransports": {"dafnck": transport}}}
-    write_atomically(stack.dynamic / "dafnck.yaml", json.dumps(shared, indent=1) + "\n")
+    write_atomically(stack.dynamic / "dafnck.yaml", shared_document())
     path = stack.home / "traefik" / "traefik.json"
     text = json.dumps(static, indent=1) + "\n"
     changed = path.exists() and path.read_text() != text

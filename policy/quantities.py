@@ -31,7 +31,8 @@ def size_bytes(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     if isinstance(value, str) and (match := _size.fullmatch(value.strip())):
-        return int(float(match[1]) * BYTES[match[2]])
+        if size := int(float(match[1]) * BYTES[match[2]]):
+            return size
     raise ValueError(f"{value!r} is not a size; write 512M or 2G")
 
 

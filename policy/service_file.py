@@ -302,7 +302,7 @@ class Rollout(Part):
     strategy: Literal["blue-green", "canary", "rolling", "recreate"] = Field(
         "blue-green", description="blue-green, canary, rolling or recreate"
     )
-    steps: list[Percent] | None = Field(
+    steps: Annotated[list[Percent], Field(min_length=1)] | None = Field(
         None, description="canary: rising shares of the requests, up to 100%"
     )
     bake: Seconds = Field(0.0, description="how long each step is watched")

@@ -33,9 +33,7 @@ def timeline(
 
 
 def _series(samples: Sequence[Sample], value: Any) -> dict[str, list[float | None]]:
-    spans = [
-        later.at - earlier.at for earlier, later in zip(samples, samples[1:], strict=False)
-    ]
+    spans = [later.at - earlier.at for earlier, later in zip(samples, samples[1:], strict=False)]
     spans = [1.0, *spans]
     return {
         which: [

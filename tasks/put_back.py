@@ -157,5 +157,3 @@ def unfinished_first(site: Site) -> list[Phase]:
         log.warning("rollout %d of %s was left %s: %s", rollout.id, site, rollout.phase, reason)
         ended.append(put_back(site, rollout.id, reason))
     return ended
-
-

@@ -164,8 +164,10 @@ def _explain(
             if mistake["type"] == "value_error" and _find(document, (*path, match[1]), environment):
                 path, message = (*path, match[1]), match[2]
         where = _find(document, path, environment) or path
-        places.append((_line(document, where), where, message))
-    line, where, message = min(places, key=lambda place: place[0])
+        # A misspelt key first: what is then missing is missing because of it.
+        order = mistake["type"] != "extra_forbidden", _line(document, where)
+        places.append((order, where, message))
+    (_, line), where, message = min(places, key=lambda place: place[0])
     return f"{file}:{line}: {'.'.join(map(str, where)) or 'the file'}: {message}"
 
 

@@ -56,7 +56,10 @@ def site_of_file(
             taken = ledger.release(release_id).route.port == port
             if taken and (service, other) != (wanted.service, environment):
                 raise mistake_at(
-                    file, environment, ("route", "port"), f"{port} is in use by {service} in {other}"
+                    file,
+                    environment,
+                    ("route", "port"),
+                    f"{port} is in use by {service} in {other}",
                 )
         if port not in stack.ports.services:
             listener = "in use by another program" if listens(port) else "none of the router's"

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from blocks.ledger import Ledger
 from blocks.stack import Ports, Stack
 from deployments import local_stack
+from policy.release import RolloutRecord
 
 ROOT = Path(__file__).parents[1]
 PROBE = ROOT / "examples" / "probe" / "probe.py"
@@ -56,6 +57,22 @@ def ledger(stack: Stack) -> Iterator[Ledger]:
     ledger = Ledger(stack.ledger_url)
     yield ledger
     ledger.close()
+
+
+Released = Callable[..., RolloutRecord]
+
+
+@pytest.fixture
+def released(stack: Stack, ledger: Ledger) -> Released:
+    """Release in this process, which spares the worker's start. -> how it ended."""
+    os.environ |= local_stack.prefect_environment(stack)
+    from flows.release import release
+
+    def run(file: Path, version: object) -> RolloutRecord:
+        release(str(file), version=str(version), return_state=True)
+        return ledger.history(limit=1)[0]
+
+    return run
 
 
 Dafnck = Callable[..., "subprocess.CompletedProcess[str]"]

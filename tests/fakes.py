@@ -131,7 +131,9 @@ def a_release(number: int = 0, **changes: object) -> Release:
         environment="prod",
         version=f"1.{number}",
         artifact="abc",
-        run=Run(command="serve {port}", health="/healthz", replicas=2, drain=0.2, grace=0.2, start=1),  # type: ignore[arg-type]
+        run=Run(
+            command="serve {port}", health="/healthz", replicas=2, drain=0.2, grace=0.2, start=1
+        ),  # type: ignore[arg-type]
         route=Route(),
         rollout=Rollout(),
         created_at=1_800_000_000.0,

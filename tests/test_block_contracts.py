@@ -234,7 +234,9 @@ class TestTrafficRouter:
 def test_a_client_sticks_but_not_to_a_release_that_was_rolled_back(
     stack: Any, request: pytest.FixtureRequest
 ) -> None:
-    router = TraefikRouter(stack.dynamic, stack.router_api_url, "sticky", "test", host="sticky.test")
+    router = TraefikRouter(
+        stack.dynamic, stack.router_api_url, "sticky", "test", host="sticky.test"
+    )
     closing = []
     for name in ("s-1", "s-2"):
         server, url = a_backend(name)

@@ -12,7 +12,9 @@ INF = float("inf")
 
 
 def policy(**changes: object) -> Judge:
-    return Judge.model_validate({"errors": "at most 2%", "interval": 5, "min_requests": 20} | changes)
+    return Judge.model_validate(
+        {"errors": "at most 2%", "interval": 5, "min_requests": 20} | changes
+    )
 
 
 def counters(requests: float, errors: float = 0, slow: float = 0) -> Counters:

@@ -40,7 +40,8 @@ def test_shares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(0.25, "250ms"), (0, "0ms"), (90, "1m 30s"), (3600, "1h"), (61.5, "1m 1.5s")]
+    ("value", "words"),
+    [(0.25, "250ms"), (0, "0ms"), (90, "1m 30s"), (3600, "1h"), (61.5, "1m 1.5s")],
 )
 def test_in_words(value: float, words: str) -> None:
     assert in_words(value) == words

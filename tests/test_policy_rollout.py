@@ -93,7 +93,9 @@ def shifts(journey: list[Action]) -> list[int]:
     return [action.share for action in journey if isinstance(action, Shift)]
 
 
-def a_plan(rollout: dict[str, object] | None = None, *, replicas: int = 2, old: int | None = 2) -> Plan:
+def a_plan(
+    rollout: dict[str, object] | None = None, *, replicas: int = 2, old: int | None = 2
+) -> Plan:
     return plan(
         Rollout.model_validate(rollout or {}), replicas=replicas, stable_replicas=old, now=0
     )

@@ -1,0 +1,297 @@
+"""Service files: what is meant is read, what cannot be meant is refused with file, line and key."""
+
+import copy
+import re
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from policy.errors import BadInput
+from tasks.read import configuration, read_all, read_service
+
+FULL: dict[str, Any] = {
+    "version": 1,
+    "service": "shop",
+    "build": {
+        "source": ".",
+        "python": {"requirements": "requirements.txt", "version": "3.12"},
+        "within": "5m",
+    },
+    "run": {
+        "command": "serve --port {port}",
+        "health": {"path": "/healthz", "successes": 3, "interval": "200ms", "timeout": "2s"},
+        "replicas": 2,
+        "env": {"LOG_LEVEL": "info"},
+        "files": {"config.toml": "prod.toml"},
+        "start": "30s",
+        "drain": "30s",
+        "grace": "10s",
+        "limits": {"memory": "512M", "open_files": 1024, "processes": 64},
+    },
+    "route": {"host": "shop.example.org", "port": 8443},
+    "rollout": {
+        "strategy": "canary",
+        "steps": ["5%", "25%", "50%", "100%"],
+        "bake": "2m",
+        "within": "1h",
+        "approve": True,
+        "judge": {
+            "method": "threshold",
+            "errors": "at most 1.5x stable",
+            "p50": "at most 100ms",
+            "p90": "at most 200ms",
+            "p95": "at most 1.3x stable",
+            "p99": "at most 500ms",
+            "interval": "10s",
+            "failure_limit": 1,
+            "min_requests": 50,
+            "unsure": "hold",
+        },
+        "cohort": {"header": "X-Beta: yes"},
+        "sticky": True,
+        "preview": "X-Preview: now",
+        "keep": 3,
+    },
+    "environments": {
+        "dev": {"rollout": {"strategy": "blue-green", "approve": False}},
+        "prod": {"platform": "local", "run": {"replicas": 4}, "rollout": {"bake": "5m"}},
+    },
+}
+REQUIRED = {
+    ("version",),
+    ("service",),
+    ("build",),
+    ("build", "python"),
+    ("build", "python", "requirements"),
+    ("run",),
+    ("run", "command"),
+    ("run", "health"),
+    ("run", "health", "path"),
+    ("rollout", "cohort", "header"),
+}
+OUT_OF_RANGE: dict[tuple[str, ...], list[Any]] = {
+    ("version",): [0, 2, -1, "one"],
+    ("service",): ["Shop", "shop_1", "-shop", "x" * 41, ""],
+    ("build", "within"): ["-1s", "soon"],
+    ("build", "python", "version"): ["3", "2.7.1", "python3"],
+    ("run", "command"): ["serve --port 80", [], ""],
+    ("run", "replicas"): [0, -1, 101, 1.5],
+    ("run", "start"): ["0s", "-5s", "5 parsecs"],
+    ("run", "health", "path"): ["healthz", "", "/a b"],
+    ("run", "health", "successes"): [0, 101],
+    ("run", "health", "timeout"): ["0s"],
+    ("run", "limits", "memory"): ["0M", "lots", -5],
+    ("run", "limits", "open_files"): [1, -1],
+    ("run", "env"): [{"A-B": "x"}, {"A": True}, {"A": None}, {"A": ["x"]}],
+    ("run", "files"): [{"/etc/passwd": "x"}, {"../x": "x"}],
+    ("route", "port"): [0, 65536, -1],
+    ("route", "host"): ["a b", "http://x"],
+    ("rollout", "strategy"): ["blue-gren", "big-bang", ""],
+    ("rollout", "steps"): [
+        ["5%", "5%", "100%"],
+        ["50%", "25%", "100%"],
+        ["5%", "110%"],
+        ["0%", "100%"],
+        ["5%", "50%"],
+        ["2.5%", "100%"],
+        [],
+    ],
+    ("rollout", "bake"): ["-1s", "1s"],
+    ("rollout", "within"): ["0s", "1m"],
+    ("rollout", "keep"): [0, 101],
+    ("rollout", "judge", "errors"): ["at most 3", "at most 5s", "under 2%", "at most 101%", "2%"],
+    ("rollout", "judge", "p99"): ["at most 3%", "500ms"],
+    ("rollout", "judge", "method"): ["guess"],
+    ("rollout", "judge", "unsure"): ["promote"],
+    ("rollout", "judge", "interval"): ["0s"],
+    ("rollout", "judge", "min_requests"): [0],
+    ("rollout", "preview"): ["X-Preview", ": yes", "X Y: z"],
+    ("rollout", "cohort", "header"): ["beta"],
+}
+
+
+def paths(node: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in node.items():
+        yield (*above, key)
+        if isinstance(value, dict) and key not in ("env", "files", "environments"):
+            yield from paths(value, (*above, key))
+
+
+def changed(path: tuple[str, ...], value: Any = None, *, name: str | None = None) -> dict[str, Any]:
+    """The full document with one key set, renamed or, with neither, dropped."""
+    document = copy.deepcopy(FULL)
+    node = document
+    for key in path[:-1]:
+        node = node[key]
+    old = node[path[-1]]
+    if name:
+        # In the place of the old one, so that the line is where a person would look.
+        items = [(name if key == path[-1] else key, content) for key, content in node.items()]
+        node.clear()
+        node.update(items)
+    elif value is None:
+        del node[path[-1]]
+    else:
+        assert old != value
+        node[path[-1]] = value
+    return document
+
+
+def misspelt(key: str) -> str:
+    return key[:-1] + "x" if len(key) > 3 else key + "x"
+
+
+def malformed() -> list[tuple[str, dict[str, Any]]]:
+    cases = [(f"without {'.'.join(p)}", changed(p)) for p in sorted(REQUIRED)]
+    for path in paths(FULL):
+        cases.append((f"misspelt {'.'.join(path)}", changed(path, name=misspelt(path[-1]))))
+        wrong = {"not": "this"} if path[-1] not in ("env", "files", "environments") else 7
+        cases.append((f"mistyped {'.'.join(path)}", changed(path, wrong)))
+    for path, values in OUT_OF_RANGE.items():
+        cases += [(f"{'.'.join(path)}: {value!r}", changed(path, value)) for value in values]
+    return cases
+
+
+def as_text(document: Any) -> str:
+    out = StringIO()
+    YAML().dump(document, out)
+    return out.getvalue()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "prod.toml").write_text("a = 1\n")
+    return tmp_path / "dafnck.yaml"
+
+
+def test_the_full_file_is_good(file: Path) -> None:
+    file.write_text(as_text(FULL))
+    assert set(read_all(file)) == {"dev", "prod"}
+
+
+CASES = malformed()
+
+
+def test_there_are_a_hundred_at_least() -> None:
+    assert len(CASES) >= 100
+
+
+@pytest.mark.parametrize(("what", "document"), CASES, ids=[what for what, _ in CASES])
+def test_a_malformed_file_is_refused_with_file_line_and_key(
+    what: str, document: dict[str, Any], file: Path
+) -> None:
+    text = as_text(document)
+    file.write_text(text)
+    with pytest.raises(BadInput) as refused:
+        read_all(file)
+    message = str(refused.value)
+    match = re.match(r"(.+?):(\d+): ([\w.{}-]+(?:\.\S+)?): (.+)", message)
+    assert match, message
+    assert "\n" not in message, "one line"
+    assert match[1] == str(file)
+    line = text.splitlines()[int(match[2]) - 1]
+    named = match[3].split(".")
+    # The line is that of the key, or of the mapping that lacks it.
+    item = named[-1].isdigit() and line.lstrip().startswith("-")
+    assert item or any(part in line for part in named[-2:]) or what.startswith("without"), message
+    assert refused.value.exit_code == 2
+    assert {path.name for path in file.parent.iterdir()} == {"dafnck.yaml", "prod.toml"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("repicas", "replicas"), ("comand", "command"), ("helth", "health"), ("grase", "grace")],
+)
+def test_the_nearest_known_key_is_named(file: Path, wrong: str, right: str) -> None:
+    file.write_text(as_text(changed(("run", right), name=wrong)))
+    with pytest.raises(BadInput, match=f"run.{wrong}: unknown key; did you mean {right}"):
+        read_all(file)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"- 1", b"a: [", b"a: b: c", b"\xff\xfe\x00", b"a: 1\na: 2", b"&a [*a]", b"7", b"\t: x"],
+)
+def test_what_is_no_service_file_at_all(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    with pytest.raises(BadInput, match=re.escape(str(file))):
+        read_all(file)
+
+
+def test_a_missing_file_and_a_directory(file: Path) -> None:
+    for path in (file.parent / "none.yaml", file.parent):
+        with pytest.raises(BadInput, match=re.escape(str(path))):
+            read_all(path)
+
+
+def test_an_environment_overrides(file: Path) -> None:
+    file.write_text(as_text(FULL))
+    dev, prod = (read_service(file, name)[0] for name in ("dev", "prod"))
+    assert (dev.rollout.strategy, dev.rollout.shares, dev.run.replicas) == ("blue-green", [100], 2)
+    assert (prod.rollout.strategy, prod.rollout.bake, prod.run.replicas) == ("canary", 300, 4)
+    assert prod.rollout.shares == [5, 25, 50, 100]
+
+
+def test_an_unknown_environment_names_the_known_ones(file: Path) -> None:
+    file.write_text(as_text(FULL))
+    with pytest.raises(BadInput, match="did you mean prod"):
+        read_service(file, "prd")
+    with pytest.raises(BadInput, match="name one of its environments by --env: dev, prod"):
+        read_service(file)
+
+
+def test_a_mistake_in_an_override_is_found_in_the_override(file: Path) -> None:
+    document = copy.deepcopy(FULL)
+    document["environments"]["prod"]["run"]["replicas"] = 0
+    text = as_text(document)
+    file.write_text(text)
+    with pytest.raises(BadInput) as refused:
+        read_all(file)
+    line = next(n for n, words in enumerate(text.splitlines(), 1) if "replicas: 0" in words)
+    assert str(refused.value).startswith(f"{file}:{line}: environments.prod.run.replicas: ")
+
+
+def test_configuration_files_must_be_there(file: Path) -> None:
+    file.write_text(as_text(FULL))
+    wanted, environment = read_service(file, "prod")
+    assert configuration(wanted, environment, file) == {"config.toml": b"a = 1\n"}
+    (file.parent / "prod.toml").unlink()
+    with pytest.raises(BadInput, match=r":\d+: run.files.config.toml: cannot read .*No such file"):
+        configuration(wanted, environment, file)
+
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(paths(FULL))), json)
+def test_nothing_crashes_the_reader(path: tuple[str, ...], value: Any) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "dafnck.yaml"
+        document = copy.deepcopy(FULL)
+        node = document
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
+        try:
+            file.write_text(as_text(document))
+        except Exception:  # not every generated text can be written as YAML; then it is no case
+            return
+        try:
+            read_all(file)
+        except BadInput as refused:
+            assert "\n" not in str(refused)
