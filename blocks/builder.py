@@ -178,12 +178,14 @@ def _source_files(source: Path) -> Iterator[Path]:
     )
     if listed.returncode == 0:
         names = {Path(os.fsdecode(name)) for name in listed.stdout.split(b"\0") if name}
-        yield from sorted(n for n in names if (source / n).is_symlink() or (source / n).is_file())
-        return
-    for folder, folders, names_here in os.walk(source):
-        folders[:] = sorted(set(folders) - LEFT_OUT)
-        for name in sorted(names_here):
-            yield (Path(folder) / name).relative_to(source)
+    else:
+        names = set()
+        for folder, folders, here in os.walk(source):
+            folders[:] = set(folders) - LEFT_OUT
+            links = [name for name in folders if (Path(folder) / name).is_symlink()]
+            names |= {(Path(folder) / name).relative_to(source) for name in [*here, *links]}
+    # Files and links alone: to open a pipe or a socket is to wait for ever.
+    yield from sorted(n for n in names if (source / n).is_symlink() or (source / n).is_file())
 
 
 def _digest(build: Build, source: Path, files: list[Path]) -> str:

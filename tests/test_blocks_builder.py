@@ -1,5 +1,6 @@
 """Artifacts: named by what went in, built once, whole or not at all."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -156,3 +157,15 @@ def test_unused_artifacts_go_but_not_fresh_ones(builder: Builder, source: Path) 
     assert builder.remove_unused({used}) == []
     assert builder.remove_unused({used}, idle_seconds=0) == [unused]
     assert builder.build(COPY, source) == (used, True)
+
+
+def test_pipes_and_links_in_the_source(builder: Builder, source: Path, tmp_path: Path) -> None:
+    os.mkfifo(source / "pipe")
+    (source / "link").symlink_to("app.py")
+    (source / "dangling").symlink_to("nowhere")
+    digest, _ = builder.build(build(command="cp -a . {out}"), source)
+    app = tmp_path / "artifacts" / digest / "app"
+    assert {path.name for path in app.iterdir()} == {
+        *("app.py", "requirements.txt", "other.txt", "link", "dangling")
+    }
+    assert (app / "link").is_symlink()

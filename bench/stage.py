@@ -1,0 +1,87 @@
+"""A local stack of its own for a benchmark, on free ports, gone afterwards."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from blocks.ledger import Ledger
+from blocks.platforms import local_platform
+from blocks.ports import TrafficRouter
+from blocks.stack import Ports, Stack, listens
+from deployments import local_stack
+from policy.release import RolloutRecord
+from policy.service_file import Route
+
+PROBE = Path(__file__).parents[1] / "examples" / "probe" / "probe.py"
+
+
+class Stage:
+    def __init__(self, stack: Stack, folder: Path) -> None:
+        self.stack, self._folder = stack, folder
+        self.ledger = Ledger(stack.ledger_url)
+
+    def service(self, name: str, parts: dict[str, dict[str, Any]]) -> Path:
+        """Write a service file of the probe with these parts laid over. -> its path."""
+        document: dict[str, Any] = {
+            "version": 1,
+            "service": name,
+            "build": {"command": "cp probe.py {out}"},
+            "run": {
+                "command": f"{sys.executable} -m uvicorn --port {{port}} --no-access-log "
+                "--ws websockets-sansio probe:app",
+                "health": "/healthz",
+                "replicas": 2,
+            },
+        }
+        for part, content in parts.items():
+            document[part] = {**document.get(part, {}), **content}
+        file = self._folder / f"{name}.yaml"
+        with file.open("w") as text:
+            YAML().dump(document, text)
+        return file
+
+    def release(self, file: Path) -> RolloutRecord:
+        """In this process. -> how it ended."""
+        from flows.release import release
+
+        release(str(file), version="bench", return_state=True)
+        return self.ledger.history(limit=1)[0]
+
+    def router(self, service: str) -> TrafficRouter:
+        return local_platform(self.stack, service, "local", Route()).router
+
+    def when(self, condition: Callable[[], Any], pause: float = 0.05, limit: float = 60) -> Any:
+        give_up = time.monotonic() + limit
+        while not (answer := condition()):
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"not within {limit} s")
+            time.sleep(pause)
+        return answer
+
+
+@contextmanager
+def stage(folder: Path) -> Iterator[Stage]:
+    (folder / "source").mkdir()
+    (folder / "source" / "probe.py").write_bytes(PROBE.read_bytes())
+    home = folder / "home"
+    home.mkdir()
+    chosen: list[int] = []
+    for usual in (18080, 18081, 14200):
+        while listens(usual) or usual in chosen:
+            usual += 10
+        chosen.append(usual)
+    ports = Ports(web=chosen[0], router_api=chosen[1], prefect=chosen[2])
+    os.environ["DAFNCK_HOME"] = str(home)
+    stack = local_stack.up(home, ports, lambda part: print(f"  {part}", file=sys.stderr))
+    os.environ |= local_stack.prefect_environment(stack)
+    os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
+    try:
+        yield Stage(stack, folder / "source")
+    finally:
+        local_stack.down(stack, lambda part: None)
