@@ -1,4 +1,4 @@
-"""Clients of several kinds at once, in a process of their own; prints what failed as JSON at the end.
+"""Clients of several kinds at once, in a process of their own; prints what failed as JSON.
 
     python -m bench.load URL HOST --rate N|max [--seconds S]
 

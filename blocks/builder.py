@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from blocks.files import locked, write_atomically
 from policy.errors import BadInput, DafnckError
@@ -124,7 +125,7 @@ class Builder:
 class _Steps:
     """Commands with one time limit together and one log."""
 
-    def __init__(self, output: object, log: Path, within_seconds: float) -> None:
+    def __init__(self, output: IO[str], log: Path, within_seconds: float) -> None:
         self._output = output
         self._log = log
         self._within = within_seconds
@@ -140,7 +141,7 @@ class _Steps:
                 cwd=cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=self._output,  # type: ignore[arg-type]
+                stdout=self._output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )

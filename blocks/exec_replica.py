@@ -62,7 +62,7 @@ def main(spec_file: str) -> None:
     os.chdir(spec["cwd"])
     os.umask(0o027)
     try:
-        os.execvpe(spec["argv"][0], spec["argv"], spec["env"])
+        os.execvpe(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606 - its purpose
     except OSError as error:
         print(f"dafnck: cannot start {spec['argv'][0]}: {error.strerror}", file=sys.stderr)
         sys.exit(127)

@@ -261,17 +261,13 @@ class Ledger:
         self, service: str | None = None, environment: str | None = None, limit: int = 20
     ) -> list[RolloutRecord]:
         """Newest first."""
-        where = [rollouts.c.service == service] if service else []
-        where += [rollouts.c.environment == environment] if environment else []
-        return self._rollouts(*where, limit=limit)
+        return self._rollouts(*_of(service, environment), limit=limit)
 
     def unfinished(
         self, service: str | None = None, environment: str | None = None
     ) -> list[RolloutRecord]:
-        where = [rollouts.c.phase.not_in([p.value for p in FINISHED])]
-        where += [rollouts.c.service == service] if service else []
-        where += [rollouts.c.environment == environment] if environment else []
-        return self._rollouts(*where)
+        open_phases = rollouts.c.phase.not_in([phase.value for phase in FINISHED])
+        return self._rollouts(open_phases, *_of(service, environment))
 
     def _rollouts(self, *where: sa.ColumnElement[bool], limit: int = 1000) -> list[RolloutRecord]:
         query = rollouts.select().where(*where).order_by(rollouts.c.id.desc()).limit(limit)
@@ -367,7 +363,7 @@ class Ledger:
         """(service, environment, release id, since) of all that serves."""
         query = stables.select().order_by(stables.c.service, stables.c.environment)
         with self._engine.connect() as db:
-            return [tuple(row) for row in db.execute(query)]  # type: ignore[misc]
+            return [(r.service, r.environment, r.release_id, r.since) for r in db.execute(query)]
 
     def promote(self, rollout_id: int, reason: str) -> None:
         """The new release is the stable one from now on; the rollout drains the old one."""
@@ -483,6 +479,15 @@ class Ledger:
                 Sample(row["at"], _unpacked(row["new"]), _unpacked(row["stable"]), row["share"])
                 for row in db.execute(query).mappings()
             ]
+
+
+def _of(service: str | None, environment: str | None) -> list[sa.ColumnElement[bool]]:
+    where: list[sa.ColumnElement[bool]] = []
+    if service:
+        where.append(rollouts.c.service == service)
+    if environment:
+        where.append(rollouts.c.environment == environment)
+    return where
 
 
 def _packed(counters: Counters | None) -> dict[str, Any] | None:

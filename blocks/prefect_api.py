@@ -1,4 +1,4 @@
-"""Prefect's REST API in the few calls that we make; loads no Prefect, so that commands start fast."""
+"""Prefect's REST API, the few calls that we make; loads no Prefect: commands start fast."""
 
 import os
 from typing import Any

@@ -1,7 +1,8 @@
-"""Where the local stack lives and listens: one folder, a few loopback ports, written once by `up`."""
+"""Where the local stack lives and listens: one folder and a few loopback ports."""
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 from zlib import crc32
 
@@ -55,7 +56,9 @@ class Stack(BaseModel):
         inside = self.supervisor / "rpc.sock"
         if len(str(inside)) < 90:
             return inside
-        return Path(f"/tmp/dafnck-{os.getuid()}-{crc32(str(self.home).encode())}/rpc.sock")
+        return Path(
+            f"{tempfile.gettempdir()}/dafnck-{os.getuid()}-{crc32(str(self.home).encode())}/rpc.sock"
+        )
 
     @property
     def prefect_auth_file(self) -> Path:

@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from blocks.ledger import Ledger
+from blocks.load import SteadyLoad
 from blocks.platforms import local_platform
 from blocks.prefect_api import stack_api
 from blocks.stack import Ports, Stack, listens, open_stack
 from deployments import follow, local_stack
-from deployments.load import SteadyLoad
 from policy.errors import Unreachable
 from policy.release import Phase, RolloutRecord
 from policy.service_file import Route

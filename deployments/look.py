@@ -30,7 +30,8 @@ def status(stack: Stack, ledger: Ledger) -> list[dict[str, Any]]:
             "last_change": {"phase": last.phase, "version": last.version, "reason": last.reason},
             "unknown": [],
         }
-        releases = {release_id, rollout.release_id if rollout else None} - {None}
+        named = (release_id, rollout.release_id if rollout else None)
+        releases = sorted({name for name in named if name})
         if rollout:
             lease = ledger.lease(service, environment)
             seen["rollout"] = {
@@ -40,7 +41,7 @@ def status(stack: Stack, ledger: Ledger) -> list[dict[str, Any]]:
                 "held_by": lease.holder if lease else None,
             }
         if releases:
-            seen |= _live(stack, ledger, sorted(releases), seen["unknown"])  # type: ignore[type-var]
+            seen |= _live(stack, ledger, releases, seen["unknown"])
         services.append(seen)
     return services
 

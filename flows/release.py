@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, Failed
 
 from blocks.builder import version_of
 from blocks.ledger import Ledger

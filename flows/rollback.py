@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from prefect import flow
-from prefect.states import Completed, Failed, State
+from prefect import State, flow
+from prefect.states import Completed, Failed
 
 from blocks.ledger import Ledger
 from blocks.stack import open_stack

@@ -1,6 +1,6 @@
 """What to do next in a rollout, decided from what is seen alone.
 
-`next_action` has no memory: interrupted anywhere and asked again, it goes on from there. Invariants:
+`next_action` has no memory: interrupted anywhere and asked again, it goes on. Invariants:
 - traffic moves only to replicas that are ready;
 - the stable release keeps what it needs to take everything back until the new one is promoted
   (except `rolling` and `recreate`, which say so by their names);

@@ -6,6 +6,7 @@ mapping by mapping, lists and scalars replaced. Reading files and naming lines i
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -327,7 +328,7 @@ class Rollout(Part):
                 raise ValueError("approve: recreate stops the old release first; nothing to hold")
             return self
         steps = self.steps or [5, 25, 50, 100]
-        if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(steps)):
             raise ValueError(f"steps: must rise, not {', '.join(f'{s}%' for s in steps)}")
         if steps[0] == 0:
             raise ValueError("steps: 0% is no step; use preview to reach it without traffic")
@@ -425,9 +426,9 @@ def laid_over(document: Mapping[str, Any], environment: str) -> dict[str, Any]:
         return base
     merged = merge(base, above)
     rollout = above.get("rollout")
-    if isinstance(rollout, Mapping) and rollout.get("strategy", "canary") != "canary":
-        # The steps below belong to the canary that this environment does not want.
-        if "steps" not in rollout and isinstance(merged["rollout"], dict):
+    if isinstance(rollout, Mapping) and "steps" not in rollout:
+        if rollout.get("strategy", "canary") != "canary" and isinstance(merged["rollout"], dict):
+            # The steps below belong to the canary that this environment does not want.
             merged["rollout"].pop("steps", None)
     return merged
 
@@ -435,7 +436,7 @@ def laid_over(document: Mapping[str, Any], environment: str) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """JSON schema of the file, for editors. Overrides take the same keys, none required."""
     schema = ServiceFile.model_json_schema()
-    parts = {"build": Build, "run": Run, "route": Route, "rollout": Rollout}
+    parts: dict[str, type[Part]] = {"build": Build, "run": Run, "route": Route, "rollout": Rollout}
     for key, part in parts.items():
         override = _optional(part).model_json_schema()
         schema["$defs"].update(override.pop("$defs", {}))

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from policy.canary import Counters, Sample
@@ -33,8 +34,7 @@ def timeline(
 
 
 def _series(samples: Sequence[Sample], value: Any) -> dict[str, list[float | None]]:
-    spans = [later.at - earlier.at for earlier, later in zip(samples, samples[1:], strict=False)]
-    spans = [1.0, *spans]
+    spans = [1.0, *(later.at - earlier.at for earlier, later in pairwise(samples))]
     return {
         which: [
             value(getattr(sample, which), span) for sample, span in zip(samples, spans, strict=True)

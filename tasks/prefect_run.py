@@ -66,7 +66,8 @@ class OwnRun:
         return True
 
     def _watching(self) -> None:
-        assert self._id is not None and self._api is not None
+        assert self._id
+        assert self._api
         while not self._over.wait(0.5):
             try:
                 kind = self._api.state(self._id).get("type")

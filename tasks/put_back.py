@@ -1,4 +1,4 @@
-"""Traffic first: gives all requests back to the stable release, then cleans up, then writes it down.
+"""Traffic first: all requests back to the stable release, then the rest, then it is written down.
 
 Plain functions, no Prefect in between: the process that notices a failure calls them at once; the
 hooks, the rollback flow and `dafnck up` call them for a rollout that died. Idempotent and killable

@@ -100,7 +100,7 @@ def test_a_broken_build_is_tried_again(builder: Builder, source: Path) -> None:
 
 
 def test_an_empty_result_is_no_artifact(builder: Builder, source: Path) -> None:
-    with pytest.raises(BuildFailed, match="left {out} empty"):
+    with pytest.raises(BuildFailed, match=r"left \{out\} empty"):
         builder.build(build(command="true {out}"), source)
 
 

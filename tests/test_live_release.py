@@ -15,9 +15,9 @@ import pytest
 from conftest import Dafnck, Released, wait_for
 
 from blocks.ledger import Ledger
+from blocks.load import SteadyLoad
 from blocks.prefect_api import PrefectApi, stack_api
 from blocks.stack import Stack
-from deployments.load import SteadyLoad
 from policy.release import FINISHED, Phase, RolloutRecord
 
 pytestmark = pytest.mark.live

@@ -144,9 +144,9 @@ def test_killed_at_any_call_it_is_ended_by_the_next_one(tmp_path: Path, way: str
         if way == "forward":
             site.ledger.promote(rollout.id, "good")
         calls = 0
-        restore = []
+        restore: list[Any] = []
 
-        def cutting(target: Any, name: str) -> None:
+        def cutting(target: Any, name: str, restore: list[Any] = restore) -> None:
             real = getattr(target, name)
             restore.append((target, name, real))
 

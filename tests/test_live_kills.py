@@ -1,0 +1,246 @@
+"""What serves after something was killed, for each part that can be."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Dafnck, Released, wait_for
+from test_live_release import (
+    CANARY,
+    Service,
+    alone,
+    at_share,
+    begin,
+    ended,
+    no_request_failed,
+    under_load,
+    who_answers,
+)
+
+from blocks.ledger import Ledger
+from blocks.prefect_api import stack_api
+from blocks.stack import Stack
+from blocks.supervisor import Supervisor
+from deployments import local_stack
+from policy.release import Phase
+
+pytestmark = pytest.mark.live
+LONG = CANARY | {"bake": "6s"}
+
+
+@pytest.fixture
+def supervisor(stack: Stack) -> Supervisor:
+    return Supervisor(stack.supervisor, stack.supervisor_socket)
+
+
+def pid_of(supervisor: Supervisor, name: str) -> int:
+    return supervisor.programs()[name].pid
+
+
+def leader(ledger: Ledger, service: str) -> int:
+    """Pid of the process that leads the rollout, as the lease tells it."""
+    lease = ledger.lease(service, "local")
+    assert lease
+    return int(lease.holder.partition("(pid ")[2].partition(" ")[0])
+
+
+def restarted(supervisor: Supervisor, name: str, old_pid: int) -> None:
+    def look() -> bool:
+        program = supervisor.programs()[name]
+        return program.state == "RUNNING" and program.pid != old_pid
+
+    wait_for(look, f"{name} runs again", 30)
+
+
+def test_a_killed_worker_does_not_end_the_release(
+    stack: Stack,
+    ledger: Ledger,
+    supervisor: Supervisor,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+) -> None:
+    released(service("worker"), "1")
+    with under_load(stack, "worker") as load:
+        run = begin(dafnck, service("worker", rollout=LONG), "2")
+        at_share(stack, ledger, run, 20)
+        pid = pid_of(supervisor, local_stack.WORKER)
+        os.kill(pid, signal.SIGKILL)
+        rollout = ended(ledger, run)
+    no_request_failed(load)
+    assert rollout.phase is Phase.PROMOTED
+    alone(stack, dafnck, "worker", "worker-local-2")
+    restarted(supervisor, local_stack.WORKER, pid)
+    dafnck("release", service("worker"), "--version", "3")
+    alone(stack, dafnck, "worker", "worker-local-3")
+
+
+def test_a_killed_router_comes_back_with_the_same_shares(
+    stack: Stack,
+    ledger: Ledger,
+    supervisor: Supervisor,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+) -> None:
+    released(service("router"), "1")
+    judged = LONG | {"judge": {"errors": "at most 2%", "interval": "2s", "min_requests": 5}}
+    with under_load(stack, "router") as load:
+        run = begin(dafnck, service("router", rollout=judged), "2")
+        rollout = at_share(stack, ledger, run, 20)
+        pid = pid_of(supervisor, local_stack.TRAEFIK)
+        os.kill(pid, signal.SIGKILL)
+        restarted(supervisor, local_stack.TRAEFIK, pid)
+        assert {who_answers(stack, "router") for _ in range(20)} == {
+            "router-local-1",
+            "router-local-2",
+        }
+        rollout = ended(ledger, run, 60)
+    assert rollout.phase is Phase.PROMOTED, rollout.reason
+    alone(stack, dafnck, "router", "router-local-2")
+    # What failed is what was sent while nothing listened: connections refused or cut, no answers.
+    assert not [kind for kind in load.answers.failed_else if kind.isdigit()]
+
+
+def test_a_router_that_is_down_when_it_is_needed_takes_the_wish_up_later(
+    stack: Stack,
+    ledger: Ledger,
+    supervisor: Supervisor,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+) -> None:
+    """Aborted while Traefik is down: stable serves as soon as it is back."""
+    released(service("down"), "1")
+    run = begin(dafnck, service("down", rollout=LONG | {"bake": "60s"}), "2")
+    rollout = at_share(stack, ledger, run, 20)
+    pid = pid_of(supervisor, local_stack.TRAEFIK)
+    os.kill(pid, signal.SIGKILL)
+    ledger.abort(rollout.id, "aborted while the router is down")
+    restarted(supervisor, local_stack.TRAEFIK, pid)
+    assert ended(ledger, run).phase is Phase.ROLLED_BACK
+    alone(stack, dafnck, "down", "down-local-1")
+
+
+def test_a_killed_replica_is_replaced_and_its_share_is_served_by_the_others(
+    stack: Stack, supervisor: Supervisor, released: Released, dafnck: Dafnck, service: Service
+) -> None:
+    released(service("replica"), "1")
+    with under_load(stack, "replica") as load:
+        time.sleep(0.5)
+        pid = pid_of(supervisor, "replica-local-1.0")
+        os.kill(pid, signal.SIGKILL)
+        restarted(supervisor, "replica-local-1.0", pid)
+        time.sleep(0.5)
+    # Only what the replica had in hand when it died can fail.
+    assert sum(load.answers.failed_else.values()) <= 2, load.answers.failed_else
+    alone(stack, dafnck, "replica", "replica-local-1")
+
+
+def test_a_new_release_that_dies_under_traffic_is_rolled_back(
+    stack: Stack, released: Released, dafnck: Dafnck, service: Service
+) -> None:
+    released(service("dies"), "1")
+    with under_load(stack, "dies"):
+        dying = service("dies", run={"env": {"DIE_AFTER": "3"}}, rollout=CANARY | {"bake": "30s"})
+        rollout = released(dying, "2")
+    assert rollout.phase is Phase.ROLLED_BACK
+    assert "no replica of the new release is ready" in rollout.reason
+    alone(stack, dafnck, "dies", "dies-local-1")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_release_process_leaves_the_stable_release(
+    how: signal.Signals,
+    stack: Stack,
+    ledger: Ledger,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+) -> None:
+    """SIGTERM and SIGINT: the process itself; SIGKILL: Prefect's hook in the worker."""
+    name = how.name.lower()
+    released(service(name), "1")
+    with under_load(stack, name) as load:
+        run = begin(dafnck, service(name, rollout=LONG | {"bake": "60s"}), "2")
+        at_share(stack, ledger, run, 20)
+        os.kill(leader(ledger, name), how)
+        rollout = ended(ledger, run)
+    no_request_failed(load)
+    assert rollout.phase is Phase.ROLLED_BACK
+    alone(stack, dafnck, name, f"{name}-local-1")
+    assert ledger.lease(name, "local") is None
+
+
+def test_a_killed_process_without_a_worker_is_ended_by_whoever_comes_next(
+    stack: Stack, ledger: Ledger, released: Released, dafnck: Dafnck, service: Service
+) -> None:
+    """Release in a process of its own, SIGKILL: no hook runs; the next rollback puts it right."""
+    import subprocess
+    import sys
+
+    released(service("next"), "1")
+    slow = service("next", rollout=LONG | {"bake": "60s"})
+    words = ["release", str(slow), "--version", "2", "--here"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deployments.cli", *words],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(
+        lambda: "next-local-2" in {who_answers(stack, "next") for _ in range(10)}, "the canary", 40
+    )
+    process.kill()
+    process.wait()
+    held = dafnck("rollback", "next", "--here", check=1)
+    assert "is being changed by release 2" in held.stderr, "its lease has not lapsed yet"
+    wait_for(lambda: ledger.lease("next", "local") is None, "the lease lapses", 20)
+    assert "nobody: its process died" in dafnck("status").stdout
+    dafnck("rollback", "next", "--here")
+    alone(stack, dafnck, "next", "next-local-1")
+    rollout = ledger.history("next")[0]
+    assert rollout.phase is Phase.ROLLED_BACK
+    assert "its process died" in rollout.reason
+
+
+def test_a_release_ends_without_prefects_server(
+    stack: Stack,
+    ledger: Ledger,
+    supervisor: Supervisor,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+) -> None:
+    released(service("server"), "1")
+    try:
+        with under_load(stack, "server") as load:
+            run = begin(dafnck, service("server", rollout=LONG), "2")
+            at_share(stack, ledger, run, 20)
+            supervisor.remove(local_stack.SERVER, 5)
+            rollout = ended(ledger, run)
+        no_request_failed(load)
+        assert rollout.phase is Phase.PROMOTED, rollout.reason
+        alone(stack, dafnck, "server", "server-local-2")
+        assert "dafnck up" in dafnck("release", service("server"), check=3).stderr
+    finally:
+        local_stack.up(stack.home, stack.ports, lambda part: None)
+    with stack_api(stack) as api:
+        wait_for(api.answers, "Prefect's server", 60)
+
+
+def test_everything_comes_back_after_down_and_up(
+    tmp_path: Path, stack: Stack, released: Released, dafnck: Dafnck, service: Service
+) -> None:
+    """Also after supervisord itself was killed, which leaves the replicas behind as orphans."""
+    released(service("again"), "1")
+    released(service("again"), "2")
+    pid = int((stack.supervisor / "supervisord.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    assert who_answers(stack, "again") == "again-local-2", "what runs keeps running"
+    local_stack.up(stack.home, stack.ports, lambda part: None)
+    alone(stack, dafnck, "again", "again-local-2")
+    dafnck("rollback", "again", "--here")
+    alone(stack, dafnck, "again", "again-local-1")
