@@ -16,7 +16,6 @@ from blocks.ports import TrafficRouter
 from blocks.stack import Ports, Stack, listens
 from deployments import local_stack
 from policy.release import RolloutRecord
-from policy.service_file import Route
 
 PROBE = Path(__file__).parents[1] / "examples" / "probe" / "probe.py"
 
@@ -54,7 +53,7 @@ class Stage:
         return self.ledger.history(limit=1)[0]
 
     def router(self, service: str) -> TrafficRouter:
-        return local_platform(self.stack, service, "local", Route()).router
+        return local_platform(self.stack, service, "local").router
 
     def when(self, condition: Callable[[], Any], pause: float = 0.05, limit: float = 60) -> Any:
         give_up = time.monotonic() + limit

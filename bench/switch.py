@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.stage import Stage, stage
 from policy.release import Phase, RolloutRecord
-from tasks.site import site_of_release
+from tasks.site import local_site
 from tasks.workloads import wait_ready
 
 NAME = "switch"
@@ -131,7 +131,7 @@ def no_drain(here: Stage) -> None:
 def _stable(here: Stage) -> Any:
     stable = here.ledger.stable(NAME, "local")
     assert stable
-    return site_of_release(here.stack, here.ledger, stable), here.ledger.release(stable)
+    return local_site(here.stack, here.ledger, NAME, "local"), here.ledger.release(stable)
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from policy.canary import Counters, Sample
-from policy.errors import LeaseLost, Refused
+from policy.errors import LeaseLost, Refused, Unreachable
 from policy.release import FINISHED, Intent, Lease, Phase, Release, RolloutRecord
 
 log = logging.getLogger("dafnck")
@@ -130,14 +130,36 @@ class Ledger:
         self._engine = sa.create_engine(url, pool_pre_ping=not options, **options)
         if options:
             sa.event.listen(self._engine, "connect", _sqlite_settings)
-        try:
-            _meta.create_all(self._engine)
-        except DBAPIError:
-            # Another process was making the same tables at the same moment.
-            _meta.create_all(self._engine)
+        with self._answering():
+            try:
+                _meta.create_all(self._engine)
+            except DBAPIError:
+                # Another process was making the same tables at the same moment.
+                _meta.create_all(self._engine)
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        with self._answering(), self._engine.begin() as db:
+            yield db
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with self._answering(), self._engine.connect() as db:
+            yield db
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            where = self._engine.url.render_as_string(hide_password=True)
+            raise Unreachable(
+                f"the ledger {where} cannot be used ({error.orig}); what serves serves. Look at "
+                "its disk and its server, then: dafnck status"
+            ) from error
 
     # -- leases ------------------------------------------------------------------------------
 
@@ -149,7 +171,7 @@ class Ledger:
         of = (leases.c.service == service) & (leases.c.environment == environment)
         holder = f"{who} (pid {os.getpid()} on {socket.gethostname()})"
         try:
-            with self._engine.begin() as db:
+            with self._writing() as db:
                 db.execute(leases.delete().where(of, leases.c.expires_at <= now))
                 db.execute(
                     leases.insert().values(
@@ -176,7 +198,7 @@ class Ledger:
 
     def renew_lease(self, token: str, seconds: float = LEASE_SECONDS) -> None:
         """Raises LeaseLost when somebody else has it by now."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             done = db.execute(
                 leases.update()
                 .where(leases.c.token == token)
@@ -186,12 +208,12 @@ class Ledger:
             raise LeaseLost("the lease of this rollout lapsed and was taken over; not acting")
 
     def free_lease(self, token: str) -> None:
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(leases.delete().where(leases.c.token == token))
 
     def break_lease(self, rollout_id: int) -> None:
         """For whoever knows that the process of this rollout is dead."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(leases.delete().where(leases.c.rollout_id == rollout_id))
 
     def lease(self, service: str, environment: str) -> Lease | None:
@@ -201,7 +223,7 @@ class Ledger:
             leases.c.environment == environment,
             leases.c.expires_at > self.clock(),
         )
-        with self._engine.connect() as db:
+        with self._reading() as db:
             row = db.execute(query).mappings().first()
         return None if row is None else Lease(**{k: v for k, v in row.items() if k != "token"})
 
@@ -220,7 +242,7 @@ class Ledger:
         release_id: str | None = None,
     ) -> RolloutRecord:
         """Begin an attempt, under the lease. Its stable release is the one that serves now."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             stable = db.execute(
                 sa.select(stables.c.release_id).where(
                     stables.c.service == service, stables.c.environment == environment
@@ -271,7 +293,7 @@ class Ledger:
 
     def _rollouts(self, *where: sa.ColumnElement[bool], limit: int = 1000) -> list[RolloutRecord]:
         query = rollouts.select().where(*where).order_by(rollouts.c.id.desc()).limit(limit)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             rows = db.execute(query).mappings().all()
         return [replace(RolloutRecord(**row), phase=Phase(row["phase"])) for row in rows]
 
@@ -281,15 +303,15 @@ class Ledger:
             values["reason"] = reason
         if phase in FINISHED:
             values["finished_at"] = self.clock()
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(rollouts.update().where(rollouts.c.id == rollout_id).values(**values))
 
     def approve(self, rollout_id: int, who: str) -> None:
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(rollouts.update().where(rollouts.c.id == rollout_id).values(approved_by=who))
 
     def abort(self, rollout_id: int, reason: str) -> None:
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(
                 rollouts.update().where(rollouts.c.id == rollout_id).values(abort_reason=reason)
             )
@@ -301,7 +323,7 @@ class Ledger:
         of = (releases.c.service == release.service) & (
             releases.c.environment == release.environment
         )
-        with self._engine.begin() as db:
+        with self._writing() as db:
             last = db.execute(sa.select(sa.func.max(releases.c.number)).where(of)).scalar() or 0
             name = f"{release.service}-{release.environment}-{last + 1}"
             release = release.model_copy(update={"id": name})
@@ -322,7 +344,7 @@ class Ledger:
 
     def release(self, release_id: str) -> Release:
         query = sa.select(releases.c.content).where(releases.c.id == release_id)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             content = db.execute(query).scalar()
         if content is None:
             raise Refused(f"the ledger knows no release {release_id}; see dafnck history")
@@ -338,31 +360,31 @@ class Ledger:
         if promoted:
             query = query.where(releases.c.promoted_at.is_not(None))
             query = query.order_by(releases.c.promoted_at.desc())
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return list(db.execute(query.order_by(releases.c.number.desc())).scalars())
 
     def mark_removed(self, release_id: str) -> None:
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(
                 releases.update().where(releases.c.id == release_id).values(removed_at=self.clock())
             )
 
     def artifacts_in_use(self) -> set[str]:
         query = sa.select(releases.c.artifact).where(releases.c.removed_at.is_(None))
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return set(db.execute(query).scalars())
 
     def stable(self, service: str, environment: str) -> str | None:
         query = sa.select(stables.c.release_id).where(
             stables.c.service == service, stables.c.environment == environment
         )
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return db.execute(query).scalar()
 
     def stables(self) -> list[tuple[str, str, str, float]]:
         """(service, environment, release id, since) of all that serves."""
         query = stables.select().order_by(stables.c.service, stables.c.environment)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return [(r.service, r.environment, r.release_id, r.since) for r in db.execute(query)]
 
     def promote(self, rollout_id: int, reason: str) -> None:
@@ -370,7 +392,7 @@ class Ledger:
         rollout = self.rollout(rollout_id)
         now = self.clock()
         of = (stables.c.service == rollout.service) & (stables.c.environment == rollout.environment)
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(stables.delete().where(of))
             db.execute(
                 stables.insert().values(
@@ -401,10 +423,10 @@ class Ledger:
         said: dict[str, Any] = {}
         try:
             intent = self._intend(rollout_id, act, detail)
-        except SQLAlchemyError as error:
+        except Unreachable as error:
             if not even_unrecorded:
                 raise
-            log.error("the ledger cannot be written (%s); acting all the same: %s", error, act)
+            log.error("%s; acting all the same: %s", error, act)
             yield said
             return
         try:
@@ -416,7 +438,7 @@ class Ledger:
 
     def _intend(self, rollout_id: int, act: str, detail: dict[str, Any]) -> int:
         key = ":".join([act, *(f"{k}={v}" for k, v in sorted(detail.items()))])
-        with self._engine.begin() as db:
+        with self._writing() as db:
             return db.execute(  # type: ignore[no-any-return]
                 intents.insert()
                 .values(
@@ -426,7 +448,7 @@ class Ledger:
             ).scalar_one()
 
     def _outcome(self, intent: int, outcome: str) -> None:
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(
                 intents.update()
                 .where(intents.c.id == intent)
@@ -435,13 +457,13 @@ class Ledger:
 
     def intents(self, rollout_id: int) -> list[Intent]:
         query = intents.select().where(intents.c.rollout_id == rollout_id).order_by(intents.c.id)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return [Intent(**row) for row in db.execute(query).mappings()]
 
     def decide(
         self, rollout_id: int, action: str, share: int, verdict: str | None, reason: str
     ) -> None:
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(
                 decisions.insert().values(
                     rollout_id=rollout_id,
@@ -457,11 +479,11 @@ class Ledger:
         query = (
             decisions.select().where(decisions.c.rollout_id == rollout_id).order_by(decisions.c.id)
         )
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return [dict(row) for row in db.execute(query).mappings()]
 
     def add_sample(self, rollout_id: int, sample: Sample) -> None:
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(
                 samples.insert().values(
                     rollout_id=rollout_id,
@@ -474,7 +496,7 @@ class Ledger:
 
     def samples(self, rollout_id: int) -> list[Sample]:
         query = samples.select().where(samples.c.rollout_id == rollout_id).order_by(samples.c.id)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return [
                 Sample(row["at"], _unpacked(row["new"]), _unpacked(row["stable"]), row["share"])
                 for row in db.execute(query).mappings()

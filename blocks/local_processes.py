@@ -59,7 +59,8 @@ class LocalProcesses:
     def endpoints(self, release_id: str, *, quick: bool = False) -> Endpoints:
         numbers = self._numbers(release_id)
         programs = self._supervisor.programs() if numbers else {}
-        health = self._health(release_id)
+        release = self._release(release_id)
+        health = release.run.health if release else None
         replicas = [self._replica(release_id, number) for number in numbers]
         with ThreadPoolExecutor(max_workers=8) as pool:
             answers = list(
@@ -83,6 +84,8 @@ class LocalProcesses:
             trouble=troubles[0] if troubles else "",
             health_path=health.path if health else None,
             fatal=any(self._given_up(release_id, n, programs) for n in numbers),
+            host=release.host if release else "",
+            port=release.route.port if release else None,
         )
 
     def stop(self, release_id: str, grace_seconds: float) -> None:
@@ -127,7 +130,8 @@ class LocalProcesses:
         path = folder / f"replica-{number}.json"
         with locked(self._stack.releases / "ports.lock"):
             port = json.loads(path.read_text())["port"] if path.exists() else 0
-            runs = f"{release.id}.{number}" in self._supervisor.programs()
+            program = self._supervisor.programs().get(f"{release.id}.{number}")
+            runs = program is not None and program.state in ("RUNNING", "STARTING")
             if not port or (not runs and not _free(port)):
                 port = self._free_port()
             elif runs:
@@ -184,12 +188,12 @@ class LocalProcesses:
         path = self._folder(release_id) / f"replica-{number}.json"
         return dict(json.loads(path.read_text()))
 
-    def _health(self, release_id: str) -> Health | None:
+    def _release(self, release_id: str) -> Release | None:
         try:
             content = (self._folder(release_id) / "release.json").read_text()
         except FileNotFoundError:
             return None
-        return Release.model_validate_json(content).run.health
+        return Release.model_validate_json(content)
 
     def _check(
         self, program: Program | None, replica: dict[str, Any], health: Health | None, quick: bool

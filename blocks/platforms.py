@@ -7,7 +7,6 @@ from blocks.ports import TrafficMetrics, TrafficRouter, Workloads
 from blocks.stack import Stack
 from blocks.traefik import TraefikMetrics, TraefikRouter
 from policy.release import Release
-from policy.service_file import Route
 
 
 @dataclass(frozen=True)
@@ -15,25 +14,18 @@ class Platform:
     workloads: Workloads
     router: TrafficRouter
     metrics: TrafficMetrics
-    url: str  # where requests come in
-    host: str  # their Host header
+    web_port: int  # of the router on loopback, for releases without a port of their own
+
+    def url_of(self, release: Release) -> str:
+        """Where requests for this release come in, with its Host header."""
+        return f"http://127.0.0.1:{release.route.port or self.web_port}"
 
 
-def local_platform(stack: Stack, service: str, environment: str, route: Route) -> Platform:
+def local_platform(stack: Stack, service: str, environment: str) -> Platform:
     """Processes under supervisord with Traefik in front."""
-    host = route.host or f"{service}.{environment}.localhost"
-    router = TraefikRouter(
-        stack.dynamic,
-        stack.router_api_url,
-        service,
-        environment,
-        host=host,
-        entry_point=f"port-{route.port}" if route.port else "web",
+    return Platform(
+        LocalProcesses(stack),
+        TraefikRouter(stack.dynamic, stack.router_api_url, service, environment),
+        TraefikMetrics(stack.router_api_url),
+        stack.ports.web,
     )
-    metrics = TraefikMetrics(stack.router_api_url)
-    url = f"http://127.0.0.1:{route.port or stack.ports.web}"
-    return Platform(LocalProcesses(stack), router, metrics, url, host)
-
-
-def platform_of(stack: Stack, release: Release) -> Platform:
-    return local_platform(stack, release.service, release.environment, release.route)

@@ -37,7 +37,8 @@ class TrafficRouter(Protocol):
     """Decides which release answers a request, for one service in one environment."""
 
     def attach(self, endpoints: Endpoints) -> None:
-        """Let the router know where a release listens; it gets no traffic by that alone."""
+        """Let the router know where a release listens; it gets no traffic by that alone.
+        Idempotent, and next to free when it is known already."""
 
     def detach(self, release_id: str) -> None:
         """Forget a release that has no share."""

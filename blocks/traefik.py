@@ -58,26 +58,26 @@ class TraefikRouter:
         api_url: str,
         service: str,
         environment: str,
-        *,
-        host: str,
-        entry_point: str = "web",
     ) -> None:
         self.name = f"{service}-{environment}"
         self._path = dynamic / f"{self.name}.yaml"
         self._lock = dynamic.parent / "locks" / f"{self.name}.lock"
         self._api_url = api_url
-        self._rule = f"Host(`{host}`)" if entry_point == "web" else "PathPrefix(`/`)"
-        self._entry_point = entry_point
 
     # -- TrafficRouter -----------------------------------------------------------------------
 
     def attach(self, endpoints: Endpoints) -> None:
         with locked(self._lock):
             state = self._read()
-            state["backends"][endpoints.release_id] = {
+            backend = {
                 "urls": list(endpoints.urls),
                 "health": endpoints.health_path,
+                "host": endpoints.host,
+                "port": endpoints.port,
             }
+            if state["backends"].get(endpoints.release_id) == backend:
+                return
+            state["backends"][endpoints.release_id] = backend
             self._write(state)
         self._wait_for(
             endpoints.release_id,
@@ -132,7 +132,7 @@ class TraefikRouter:
             }
             self._write(state)
             routers = self._document(state)["http"].get("routers", {})
-        preview = f"{self.name}-preview"
+        preview = f"{self.name}-preview-0"
         wanted = routers.get(preview, {})
         self._wait_for(
             preview,
@@ -161,10 +161,9 @@ class TraefikRouter:
         write_atomically(self._path, f"{STATE}{json.dumps(state)}\n{document}\n")
 
     def _document(self, state: dict[str, Any]) -> dict[str, Any]:
-        common = {"entryPoints": [self._entry_point], "middlewares": ["dafnck-retry@file"]}
-        routers: dict[str, Any] = {}
+        backends, shares, rules = state["backends"], state["shares"], state["rules"] or {}
         services: dict[str, Any] = {}
-        for release, backend in state["backends"].items():
+        for release, backend in backends.items():
             balancer: dict[str, Any] = {
                 "servers": [{"url": url} for url in backend["urls"]],
                 "serversTransport": "dafnck@file",
@@ -178,40 +177,41 @@ class TraefikRouter:
                     "timeout": "4s",
                 }
             services[release] = {"loadBalancer": balancer}
-        rules = state["rules"] or {}
-        if state["shares"]:
+        if shares:
             weighted: dict[str, Any] = {
-                "services": [{"name": r, "weight": w} for r, w in state["shares"].items()]
+                "services": [{"name": r, "weight": w} for r, w in shares.items()]
             }
             if rules.get("sticky"):
                 cookie = {"name": f"dafnck_{self.name}", "httpOnly": True, "sameSite": "lax"}
                 weighted["sticky"] = {"cookie": cookie}
             services[self.name] = {"weighted": weighted}
-            routers[self.name] = {
-                "rule": self._rule,
-                "service": self.name,
-                "priority": 10,
-                **common,
-            }
-        if rules and rules["release_id"] in state["backends"]:
-            matched = {"service": rules["release_id"], **common}
+        routers = self._routers(backends, shares, rules)
+        return {"http": {"services": services, **({"routers": routers} if routers else {})}}
+
+    def _routers(
+        self, backends: dict[str, Any], shares: dict[str, int], rules: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A release brings its own host or port: while two share the traffic, both are served."""
+        doors = dict.fromkeys(_door(backends[release]) for release in shares)
+        routers = {}
+        for number, door in enumerate(doors):
+            routers[f"{self.name}-main-{number}"] = _router(door, "", self.name, 10)
+        release = rules.get("release_id")
+        if release not in backends:
+            return routers
+        doors = {_door(backends[release]): None} | doors
+        for number, door in enumerate(doors):
             for name, value in rules["preview"].items():
-                routers[f"{self.name}-preview"] = matched | {
-                    "rule": f"{self._rule} && Header(`{name}`, `{value}`)",
-                    "priority": 1000,
-                }
+                condition = f"Header(`{name}`, `{value}`)"
+                routers[f"{self.name}-preview-{number}"] = _router(door, condition, release, 1000)
             if rules["cohort_on"] and (cohort := rules["cohort_header"]):
-                routers[f"{self.name}-cohort"] = matched | {
-                    "rule": f"{self._rule} && Header(`{cohort[0]}`, `{cohort[1]}`)",
-                    "priority": 900,
-                }
+                condition = f"Header(`{cohort[0]}`, `{cohort[1]}`)"
+                routers[f"{self.name}-cohort-{number}"] = _router(door, condition, release, 900)
             if rules["cohort_on"] and (cohort := rules["cohort_cookie"]):
                 pattern = rf"(^|;\s*){re.escape(cohort[0])}={re.escape(cohort[1])}(;|$)"
-                routers[f"{self.name}-cohort"] = matched | {
-                    "rule": f"{self._rule} && HeaderRegexp(`Cookie`, `{pattern}`)",
-                    "priority": 900,
-                }
-        return {"http": {"services": services, **({"routers": routers} if routers else {})}}
+                condition = f"HeaderRegexp(`Cookie`, `{pattern}`)"
+                routers[f"{self.name}-cohort-{number}"] = _router(door, condition, release, 900)
+        return routers
 
     # -- read back ---------------------------------------------------------------------------
 
@@ -227,6 +227,23 @@ class TraefikRouter:
                     f"on with what it had. It holds: {self._service(name, kind)}"
                 )
             time.sleep(0.01)
+
+
+def _door(backend: dict[str, Any]) -> tuple[str, str]:
+    """-> (entry point, rule) by which requests for a release come in."""
+    if backend["port"]:
+        return f"port-{backend['port']}", "PathPrefix(`/`)"
+    return "web", f"Host(`{backend['host']}`)"
+
+
+def _router(door: tuple[str, str], condition: str, service: str, priority: int) -> dict[str, Any]:
+    return {
+        "entryPoints": [door[0]],
+        "rule": f"{door[1]} && {condition}" if condition else door[1],
+        "service": service,
+        "priority": priority,
+        "middlewares": ["dafnck-retry@file"],
+    }
 
 
 class TraefikMetrics:

@@ -264,14 +264,14 @@ def report(
     """Write the HTML report of a rollout and print its path."""
     from policy.errors import Refused
     from tasks.report import write_report
-    from tasks.site import site_of_release
+    from tasks.site import local_site
 
     stack, ledger, env = _known(service, env)
     rollouts = ledger.history(service, env, limit=1000)
     ids = [rollout.id for rollout in rollouts]
     if not ids or (rollout_id is not None and rollout_id not in ids):
         raise Refused(f"the ledger knows no such rollout of {service} in {env}")
-    site = site_of_release(stack, ledger, ledger.releases(service, env)[0])
+    site = local_site(stack, ledger, service, env)
     print(write_report(site, rollout_id or ids[0]))
 
 

@@ -23,7 +23,6 @@ from blocks.stack import Ports, Stack, listens, open_stack
 from deployments import follow, local_stack
 from policy.errors import Unreachable
 from policy.release import Phase, RolloutRecord
-from policy.service_file import Route
 
 HERE = Path(__file__).parent
 PER_SECOND = 100
@@ -75,8 +74,9 @@ def run(keep: bool) -> int:
 
 def _tell(stack: Stack, console: Console, keep: bool) -> int:
     ledger = Ledger(stack.ledger_url)
-    platform = local_platform(stack, "httpbin", "local", Route())
-    load = SteadyLoad(f"{platform.url}/get", platform.host, per_second=PER_SECOND)
+    platform = local_platform(stack, "httpbin", "local")
+    url = f"http://127.0.0.1:{stack.ports.web}/get"
+    load = SteadyLoad(url, "httpbin.local.localhost", per_second=PER_SECOND)
     examples = next(p for p in (HERE.parent / "examples", HERE / "examples") if p.is_dir())
     done: list[RolloutRecord] = []
     with _screen(console) as screen, stack_api(stack) as api:

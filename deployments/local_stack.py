@@ -19,6 +19,9 @@ from blocks.stack import Ports, Stack, listens, stack_at
 from blocks.supervisor import Supervisor
 from blocks.traefik import shared_document
 from policy.errors import BadInput, DafnckError, Unreachable
+from tasks.lease import held_lease
+from tasks.put_back import make_room, unfinished_first
+from tasks.site import local_site
 
 TRAEFIK, SERVER, WORKER = "traefik", "prefect-server", "prefect-worker"
 WORK_POOL = "dafnck-local"
@@ -84,27 +87,31 @@ def down(stack: Stack, said: Callable[[str], None]) -> None:
 
 
 def resume_services(stack: Stack) -> None:
-    """Have every stable release run and be routed; end rollouts that nobody leads any more."""
-    from tasks.lease import held_lease
-    from tasks.put_back import make_room, unfinished_first
-    from tasks.site import site_of_release
+    """Have every stable release run and be routed; end rollouts that nobody leads any more.
 
+    Raises the first trouble, after all services had their turn."""
     ledger = Ledger(stack.ledger_url)
+    troubles: list[DafnckError] = []
     try:
-        left = {(r.service, r.environment) for r in ledger.unfinished()}
-        for service, environment in sorted(left):
-            known = ledger.releases(service, environment)
-            if ledger.lease(service, environment) is None and known:
+        stables = {(service, env): release for service, env, release, _ in ledger.stables()}
+        places = {(r.service, r.environment) for r in ledger.unfinished()} | set(stables)
+        for service, environment in sorted(places):
+            if ledger.lease(service, environment) is not None:
+                continue  # somebody acts on it
+            site = local_site(stack, ledger, service, environment)
+            try:
                 with held_lease(ledger, service, environment, "dafnck up"):
-                    unfinished_first(site_of_release(stack, ledger, known[0]))
-        for service, environment, release_id, _ in ledger.stables():
-            if ledger.lease(service, environment) is None:
-                site = site_of_release(stack, ledger, release_id)
-                make_room(site, release_id)
-                if not any(site.platform.router.shares().values()):
-                    site.platform.router.set_shares({release_id: 100})
+                    unfinished_first(site)
+                    if (release_id := ledger.stable(service, environment)) is not None:
+                        make_room(site, release_id)
+                        if not any(site.platform.router.shares().values()):
+                            site.platform.router.set_shares({release_id: 100})
+            except DafnckError as error:
+                troubles.append(error)
     finally:
         ledger.close()
+    if troubles:
+        raise troubles[0]
 
 
 def prefect_environment(stack: Stack) -> dict[str, str]:

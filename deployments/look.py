@@ -5,11 +5,11 @@ from typing import Any
 
 from blocks.ledger import Ledger
 from blocks.local_processes import tail
+from blocks.platforms import local_platform
 from blocks.stack import Stack
 from policy.errors import Refused, Unreachable
 from policy.quantities import in_words
 from policy.release import RolloutRecord
-from tasks.site import site_of_release
 
 
 def status(stack: Stack, ledger: Ledger) -> list[dict[str, Any]]:
@@ -47,8 +47,9 @@ def status(stack: Stack, ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def _live(stack: Stack, ledger: Ledger, ids: list[str], unknown: list[str]) -> dict[str, Any]:
-    platform = site_of_release(stack, ledger, ids[0]).platform
-    seen: dict[str, Any] = {"url": platform.url, "host": platform.host}
+    release = ledger.release(ids[0])
+    platform = local_platform(stack, release.service, release.environment)
+    seen: dict[str, Any] = {"url": platform.url_of(release), "host": release.host}
     try:
         seen["shares"] = platform.router.shares()
     except Unreachable as error:

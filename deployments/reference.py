@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from policy.quantities import in_words
 from policy.service_file import (
     Build,
     Cohort,
@@ -80,7 +81,7 @@ def _default(field: Any) -> str:
     if value is None or value is PydanticUndefined or isinstance(value, BaseModel) or value == {}:
         return ""
     if isinstance(value, float):
-        return f"`{value:g}s`"
+        return f"`{in_words(value)}`"
     return f"`{json.dumps(value) if isinstance(value, bool) else value}`"
 
 

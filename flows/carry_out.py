@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from prefect.exceptions import TerminationSignal
 
-from policy.errors import DafnckError, LeaseLost
+from policy.errors import DafnckError, LeaseLost, Unreachable
 from policy.release import FINISHED, Phase, Release, RolloutRecord
 from policy.rollout import (
     AskApproval,
@@ -37,7 +37,7 @@ def carry_out(
     site: Site, rollout: RolloutRecord, new: Release, plan: Plan, lease: Held, publisher: Publisher
 ) -> Phase:
     """Run the plan to its end. -> the phase it ended in."""
-    eyes = Eyes(site, rollout, new, plan)
+    eyes = Eyes(site, rollout, new, lease.check)
 
     def cancelled() -> None:
         eyes.cancelled = "cancelled in Prefect"
@@ -50,7 +50,6 @@ def carry_out(
 
     with eyes, OwnRun(cancelled, resumed) as own_run:
         while not isinstance(action := next_action(plan, eyes.look()), Stop):
-            lease.check()
             if not isinstance(action, Wait | AskApproval):
                 eyes.tell(action)
                 publisher.table("steps", _steps(site, rollout), f"Release of {new.version}")
@@ -100,10 +99,16 @@ def whole_or_nothing(site: Site, rollout: RolloutRecord) -> Iterator[None]:
     except LeaseLost:
         raise  # somebody else acts for this rollout now
     except BaseException as error:
-        if site.ledger.rollout(rollout.id).phase not in FINISHED:
-            words = in_words(error)
-            log.warning("%s: traffic goes to the stable release", words.splitlines()[0])
-            put_back.put_back(site, rollout.id, words)
+        words = in_words(error)
+        try:
+            if site.ledger.rollout(rollout.id).phase not in FINISHED:
+                log.warning("%s: traffic goes to the stable release", words.splitlines()[0])
+                put_back.put_back(site, rollout.id, words)
+        except Unreachable as silent:
+            # Without the ledger nothing can be written down; traffic goes back all the same. What
+            # is left is ended by whoever takes the lease next.
+            log.error("%s", silent)
+            put_back.traffic_to_stable(site, rollout, words)
         raise
 
 

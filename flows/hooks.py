@@ -12,7 +12,7 @@ from blocks.ledger import Ledger
 from blocks.stack import open_stack
 from policy.release import FINISHED, Phase
 from tasks.put_back import traffic_to_stable
-from tasks.site import site_of_release
+from tasks.site import local_site
 
 log = logging.getLogger("dafnck")
 
@@ -25,7 +25,7 @@ def give_traffic_back(flow: Any, flow_run: Any, state: Any) -> None:
         if rollout is None or rollout.phase in FINISHED:
             return
         if rollout.release_id is not None and rollout.phase is not Phase.DRAINING:
-            site = site_of_release(stack, ledger, rollout.release_id)
+            site = local_site(stack, ledger, rollout.service, rollout.environment)
             traffic_to_stable(site, rollout, f"the flow run ended as {state.name}")
         # Prefect calls this after the run's process ended: nobody renews its lease any more.
         ledger.break_lease(rollout.id)

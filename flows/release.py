@@ -19,10 +19,9 @@ from policy.service_file import ServiceFile
 from tasks.build import build_artifact, write_release
 from tasks.lease import held_lease
 from tasks.prefect_run import flow_run_id
-from tasks.publish import Publisher
+from tasks.publish import Publisher, publish_report
 from tasks.put_back import unfinished_first
 from tasks.read import read_service
-from tasks.report import write_report
 from tasks.site import Site, site_of_file
 from tasks.workloads import prune
 
@@ -102,8 +101,9 @@ def _release(site: Site, wanted: ServiceFile, file: Path, version: str) -> Rollo
                     now=site.clock(),
                 )
                 carry_out(site, rollout, new, steps, lease, publisher)
-            prune(site, wanted.rollout.keep)
+            # Neither of these can undo what serves now: a failure is told in Prefect, no more.
+            prune(site, wanted.rollout.keep, return_state=True)
         finally:
-            write_report(site, rollout.id, publisher)
+            publish_report(site, rollout.id, publisher, return_state=True)
             publisher.close()
     return site.ledger.rollout(rollout.id)

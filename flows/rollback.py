@@ -15,10 +15,9 @@ from policy.rollout import plan
 from policy.service_file import Rollout
 from tasks.lease import held_lease
 from tasks.prefect_run import flow_run_id
-from tasks.publish import Publisher
+from tasks.publish import Publisher, publish_report
 from tasks.put_back import unfinished_first
-from tasks.report import write_report
-from tasks.site import Site, site_of_release
+from tasks.site import Site, local_site
 from tasks.workloads import prune
 
 
@@ -44,10 +43,7 @@ def rollback(
     """
     ledger = Ledger((stack := open_stack()).ledger_url)
     try:
-        known = ledger.releases(service, environment)
-        if not known:
-            raise Refused(f"the ledger knows no release of {service} in {environment}")
-        site = site_of_release(stack, ledger, known[0])
+        site = local_site(stack, ledger, service, environment)
         done = _rollback(site, to, only_unfinished)
     except DafnckError as error:
         return Failed(message=str(error))
@@ -66,7 +62,7 @@ def _rollback(site: Site, to: str | None, only_unfinished: bool) -> RolloutRecor
         ended = unfinished_first(site)
         if only_unfinished or (ended and to is None):
             return f"ended {len(ended)} unfinished rollouts: {', '.join(ended) or 'none was'}"
-        target = site.ledger.release(to or _last_good(site))
+        target = site.ledger.release(_named(site, to) if to else _last_good(site))
         if target.id == site.ledger.stable(site.service, site.environment):
             raise Refused(f"{target.id} serves already; nothing was changed")
         rollout = site.ledger.open_rollout(
@@ -92,11 +88,22 @@ def _rollback(site: Site, to: str | None, only_unfinished: bool) -> RolloutRecor
                 )
                 unjudged = target.model_copy(update={"rollout": way})
                 carry_out(site, rollout, unjudged, steps, lease, publisher)
-            prune(site, target.rollout.keep)
+            prune(site, target.rollout.keep, return_state=True)
         finally:
-            write_report(site, rollout.id, publisher)
+            publish_report(site, rollout.id, publisher, return_state=True)
             publisher.close()
     return site.ledger.rollout(rollout.id)
+
+
+def _named(site: Site, release_id: str) -> str:
+    on_disk = site.ledger.releases(site.service, site.environment, promoted=True)
+    if release_id not in on_disk:
+        known = ", ".join(on_disk) or "none"
+        raise Refused(
+            f"{release_id} is no good release of {site} that is still on disk; nothing was "
+            f"changed. There is: {known}"
+        )
+    return release_id
 
 
 def _last_good(site: Site) -> str:

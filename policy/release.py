@@ -29,6 +29,7 @@ class Release(BaseModel):
 
     @property
     def host(self) -> str:
+        """Host header of the requests that are meant for it."""
         return self.route.host or f"{self.service}.{self.environment}.localhost"
 
 
@@ -111,6 +112,8 @@ class Endpoints:
     trouble: str = ""  # why replicas are not ready, as far as the platform knows
     health_path: str | None = None
     fatal: bool = False  # the platform gave up on a replica
+    host: str = ""  # Host header of the requests that are meant for it
+    port: int | None = None  # or the router's port for it alone
 
     def first(self, replicas: int) -> "Endpoints":
         """As if there were only the first so many."""

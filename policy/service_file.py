@@ -5,6 +5,7 @@ mapping by mapping, lists and scalars replaced. Reading files and naming lines i
 """
 
 import re
+import shlex
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -25,7 +26,10 @@ from policy.quantities import Bytes, Percent, Seconds, percent, seconds
 
 DEFAULT_ENVIRONMENT = "local"
 
-Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
+# A release is called <service>-<environment>-<number>: without a dash in the environment no two
+# can get the same name, and with these lengths every platform takes it (63 characters).
+Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,34}[a-z0-9])?$")]
+EnvironmentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,19}$")]
 Command = str | list[str]
 
 
@@ -33,6 +37,17 @@ class Part(BaseModel):
     """Every mapping of the file: closed to unknown keys, never changed after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _words(command: Command) -> Command:
+    """The command, if it can be split into a program and its arguments."""
+    try:
+        words = shlex.split(command) if isinstance(command, str) else command
+    except ValueError as error:
+        raise ValueError(f"cannot be split into words: {str(error).lower()}") from None
+    if not words or not words[0] or "\0" in "".join(words):
+        raise ValueError("names no program")
+    return command
 
 
 def _one_key_of(kind: str, keys: str, value: Any) -> Any:
@@ -110,6 +125,11 @@ class Health(Part):
     interval: Seconds = Field(0.2, description="pause between two questions")
     timeout: Seconds = Field(2.0, gt=0, description="no answer by then is a bad one")
 
+    @field_validator("command")
+    @classmethod
+    def _readable(cls, command: Command | None) -> Command | None:
+        return None if command is None else _words(command)
+
     @model_validator(mode="after")
     def _one_way(self) -> "Health":
         if (self.path is None) == (self.command is None):
@@ -173,7 +193,7 @@ class Run(Part):
     def _takes_a_port(cls, command: Command) -> Command:
         if "{port}" not in str(command):
             raise ValueError("must contain {port}: each replica listens on a port of its own")
-        return command
+        return _words(command)
 
     @field_validator("env", mode="before")
     @classmethod
@@ -182,6 +202,8 @@ class Run(Part):
             for key, value in env.items():
                 if isinstance(value, bool) or value is None or isinstance(value, dict | list):
                     raise ValueError(f"{key}: write the value as text, in quotes")
+                if "\0" in str(value):
+                    raise ValueError(f"{key}: holds a NUL character")
             return {key: str(value) for key, value in env.items()}
         return env
 
@@ -388,7 +410,7 @@ class ServiceFile(Part):
     run: Run = Field(description="how a replica runs")
     route: Route = Field(default_factory=Route, description="where requests come in")
     rollout: Rollout = Field(default_factory=Rollout, description="how a release takes over")
-    environments: dict[Name, Override] = Field(
+    environments: dict[EnvironmentName, Override] = Field(
         default_factory=dict, description="what is different where"
     )
 

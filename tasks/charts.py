@@ -3,12 +3,11 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from policy.canary import Counters, Sample
 
-NEW, STABLE = "#c2410c", "#1d4ed8"
+COLOURS = {"new": "#c2410c", "stable": "#1d4ed8"}
 MARKS = {"Shift": "#64748b", "RollBack": "#b91c1c", "Promote": "#15803d"}
 
 
@@ -16,35 +15,50 @@ def timeline(
     samples: Sequence[Sample], decisions: Sequence[Mapping[str, Any]], started_at: float
 ) -> list[tuple[str, str]]:
     """-> (title, SVG) of shares, requests, errors and latency over the seconds of a rollout."""
-    at = [sample.at - started_at for sample in samples]
+    points = _a_second_each(samples)
+    at = [sample.at - started_at for _, sample in points]
     marks = [
         (row["at"] - started_at, MARKS[row["action"]])
         for row in decisions
         if row["action"] in MARKS
     ]
-    both = {"new": NEW, "stable": STABLE}
-    share = {"new": [s.share for s in samples], "stable": [100 - s.share for s in samples]}
-    panels: list[tuple[str, dict[str, list[float | None]]]] = [
-        ("Share of requests, % (held by the router)", share),  # type: ignore[list-item]
-        ("Requests per second", _series(samples, _rate)),
-        ("Errors, % of answers", _series(samples, _errors)),
-        ("Latency, 95th percentile, ms", _series(samples, _p95)),
+    held_at = [sample.at - started_at for sample in samples]
+    held: dict[str, list[float | None]] = {
+        "new": [float(sample.share) for sample in samples],
+        "stable": [100.0 - sample.share for sample in samples],
+    }
+    return [
+        ("Share of requests, % (held by the router)", _panel(held_at, held, marks, steps=True)),
+        ("Requests per second", _panel(at, _series(points, _rate), marks)),
+        ("Errors, % of answers", _panel(at, _series(points, _errors), marks)),
+        ("Latency, 95th percentile, ms", _panel(at, _series(points, _p95), marks)),
     ]
-    return [(title, _panel(at, lines, marks, both, title[0] == "S")) for title, lines in panels]
 
 
-def _series(samples: Sequence[Sample], value: Any) -> dict[str, list[float | None]]:
-    spans = [1.0, *(later.at - earlier.at for earlier, later in pairwise(samples))]
+def _a_second_each(samples: Sequence[Sample], seconds: float = 0.9) -> list[tuple[float, Sample]]:
+    """Looks come at uneven times: join them until each point stands for a second or so.
+    -> (seconds it stands for, sample)."""
+    joined: list[tuple[float, Sample]] = []
+    since = samples[0].at - 1.0 if samples else 0.0
+    new, stable = Counters(), Counters()
+    for sample in samples:
+        new = new.plus(sample.new or Counters())
+        stable = stable.plus(sample.stable or Counters())
+        if sample.at - since >= seconds:
+            joined.append((sample.at - since, Sample(sample.at, new, stable, sample.share)))
+            since, new, stable = sample.at, Counters(), Counters()
+    return joined
+
+
+def _series(points: Sequence[tuple[float, Sample]], value: Any) -> dict[str, list[float | None]]:
     return {
-        which: [
-            value(getattr(sample, which), span) for sample, span in zip(samples, spans, strict=True)
-        ]
+        which: [value(getattr(sample, which), span) for span, sample in points]
         for which in ("new", "stable")
     }
 
 
 def _rate(counters: Counters | None, span: float) -> float | None:
-    return counters.requests / max(span, 0.05) if counters else None
+    return counters.requests / span if counters else None
 
 
 def _errors(counters: Counters | None, _span: float) -> float | None:
@@ -60,8 +74,8 @@ def _panel(
     at: Sequence[float],
     lines: Mapping[str, Sequence[float | None]],
     marks: Sequence[tuple[float, str]],
-    colours: Mapping[str, str],
-    steps: bool,
+    *,
+    steps: bool = False,
 ) -> str:
     import matplotlib
 
@@ -73,12 +87,10 @@ def _panel(
         for name, values in lines.items():
             known = [float("nan") if v is None else v for v in values]
             how = "steps-post" if steps else "default"
-            axes.plot(at, known, color=colours[name], linewidth=1.4, drawstyle=how, label=name)
+            axes.plot(at, known, color=COLOURS[name], linewidth=1.4, drawstyle=how)
         for moment, colour in marks:
             axes.axvline(moment, color=colour, linewidth=0.9, linestyle=(0, (3, 2)))
-        axes.set_ylim(bottom=0)
-        if axes.get_ylim()[1] < 1:
-            axes.set_ylim(top=1)
+        axes.set_ylim(0, max(1.0, axes.get_ylim()[1] * 1.1))
         axes.set_xlabel("seconds", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", linewidth=0.3)

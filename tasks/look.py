@@ -6,16 +6,18 @@ reason is told.
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from policy.canary import Counters, Judgement, Sample, judge, routing_doubt
 from policy.errors import Unreachable
 from policy.release import Endpoints, Release, RolloutRecord, Verdict
-from policy.rollout import Action, Plan, Seen
+from policy.rollout import Action, Seen
 from tasks.site import Site
 
 log = logging.getLogger("dafnck")
+MISSES = 3  # looks in a row without any ready replica
 SETTLE_SECONDS = 2.0  # answers to requests of before a shift still come in after it
 
 
@@ -33,8 +35,13 @@ class Known:
 class Eyes:
     """Looks on behalf of one rollout, in the loop and, between looks, from a thread of its own."""
 
-    def __init__(self, site: Site, rollout: RolloutRecord, new: Release, plan: Plan) -> None:
-        self.site, self.rollout, self.new, self.plan = site, rollout, new, plan
+    def __init__(
+        self, site: Site, rollout: RolloutRecord, new: Release, still_ours: Callable[[], None]
+    ) -> None:
+        """`still_ours` raises when another process took the rollout over."""
+        self.site, self.rollout, self.new = site, rollout, new
+        self._still_ours = still_ours
+        self._misses = 0
         self.samples: list[Sample] = []
         self.shifted_at = site.clock()
         self.judgement: Judgement | None = None
@@ -55,6 +62,7 @@ class Eyes:
         self._thread.join()
 
     def look(self) -> Seen:
+        self._still_ours()
         record = self.site.ledger.rollout(self.rollout.id)
         self.sample()
         known = self.known
@@ -64,12 +72,15 @@ class Eyes:
             known.stable = self._ask("workloads", lambda: workloads.endpoints(stable), known.stable)
         share = known.shares.get(self.new.id, 0)
         self.judgement = self._judge(share)
+        ready = len(known.new.ready) if known.new else 0
+        self._misses = 0 if ready else self._misses + 1
         return Seen(
             now=self.site.clock(),
             phase=record.phase,
             share=share,
             shifted_at=self.shifted_at,
-            new_ready=len(known.new.ready) if known.new else 0,
+            # Under load a health check may go unanswered now and then; death is silence that lasts.
+            new_ready=1 if share and not ready and self._misses < MISSES else ready,
             stable_running=known.stable.wanted if known.stable else 0,
             verdict=self.judgement.verdict if self.judgement else None,
             verdict_reason=self.judgement.reason if self.judgement else "",
@@ -111,16 +122,14 @@ class Eyes:
             self.samples.append(sample)
         try:
             self.site.ledger.add_sample(self.rollout.id, sample)
-        except Exception as error:  # the judge has the sample in memory; only the report lacks it
+        except Unreachable as error:  # the judge has it in memory; only the report lacks it
             log.warning("a sample could not be written to the ledger: %s", error)
 
     def _added(
         self, release: str | None, before: dict[str, Counters] | None, now: dict[str, Counters]
     ) -> Counters | None:
-        if release is None:
+        if release is None or before is None:
             return None
-        if before is None:
-            return Counters()
         return now.get(release, Counters()).since(before.get(release, Counters()))
 
     def _judge(self, share: int) -> Judgement | None:

@@ -5,7 +5,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import Any
 
+from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.report import summary, title, write_report
+from tasks.site import Site
 
 log = logging.getLogger("dafnck")
 
@@ -43,3 +48,11 @@ class Publisher:
                 log.warning("Prefect did not take the artifact %s: %s", arguments["key"], error)
 
         self._waiting.append(self._pool.submit(copy_context().run, publish))
+
+
+@task(cache_policy=NO_CACHE)
+def publish_report(site: Site, rollout_id: int, publisher: Publisher) -> None:
+    """Write the HTML report, and its facts as an artifact of the run."""
+    path = write_report(site, rollout_id)
+    rollout = site.ledger.rollout(rollout_id)
+    publisher.markdown("summary", summary(site, rollout, path), title(rollout))

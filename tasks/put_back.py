@@ -29,11 +29,17 @@ def put_back(site: Site, rollout_id: int, reason: str) -> Phase:
         site.ledger.set_phase(rollout_id, Phase.FAILED, reason)
         return Phase.FAILED
     had_traffic = any(i.act == "shift" for i in site.ledger.intents(rollout_id))
-    traffic_to_stable(site, rollout, reason)
+    if rollout.phase is not Phase.ROLLING_BACK or not _stable_has_all(site, rollout):
+        traffic_to_stable(site, rollout, reason)
     _clean_up(site, rollout)
     end = Phase.ROLLED_BACK if had_traffic else Phase.FAILED
     site.ledger.set_phase(rollout_id, end)
     return end
+
+
+def _stable_has_all(site: Site, rollout: RolloutRecord) -> bool:
+    held = {release: share for release, share in site.platform.router.shares().items() if share}
+    return held == ({rollout.stable_id: 100} if rollout.stable_id else {})
 
 
 def traffic_to_stable(site: Site, rollout: RolloutRecord, reason: str) -> None:
@@ -72,7 +78,8 @@ def make_room(site: Site, release_id: str) -> None:
     release = site.ledger.release(release_id)
     workloads = site.platform.workloads
     endpoints = workloads.endpoints(release_id, quick=True)
-    if len(endpoints.ready) >= release.run.replicas and release_id in site.platform.router.shares():
+    if len(endpoints.ready) >= release.run.replicas:
+        site.platform.router.attach(endpoints)  # known already, but for a death in between
         return
     workloads.start(release, release.run.replicas)
     give_up = time.monotonic() + release.run.start
@@ -106,9 +113,7 @@ def _clean_up(site: Site, rollout: RolloutRecord) -> None:
 def _finish_promoted(site: Site, rollout: RolloutRecord) -> Phase:
     assert rollout.release_id is not None
     make_room(site, rollout.release_id)
-    wanted = {rollout.release_id: 100}
-    if {r: s for r, s in site.platform.router.shares().items() if s} != wanted:
-        site.platform.router.set_shares(wanted)
+    site.platform.router.set_shares({rollout.release_id: 100})
     site.platform.router.match(resting_rules(site.ledger.release(rollout.release_id)))
     if rollout.stable_id and rollout.stable_id != rollout.release_id:
         retire(site, rollout.id, rollout.stable_id)

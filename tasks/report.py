@@ -1,4 +1,4 @@
-"""The story of a rollout: a self-contained HTML file, and a Markdown summary in Prefect."""
+"""The story of a rollout: a self-contained HTML file, and its facts in Markdown."""
 
 import time
 from pathlib import Path
@@ -7,13 +7,12 @@ from typing import Any
 from blocks.files import write_atomically
 from policy.quantities import in_words
 from policy.release import Intent, Phase, RolloutRecord
-from tasks.publish import Publisher
 from tasks.site import Site
 
 CSS = {Phase.PROMOTED: "promoted", Phase.ROLLED_BACK: "rolled", Phase.FAILED: "failed"}
 
 
-def write_report(site: Site, rollout_id: int, publisher: Publisher | None = None) -> Path:
+def write_report(site: Site, rollout_id: int) -> Path:
     """Write `<reports>/<service>-<environment>-rollout-<id>.html` anew. -> its path."""
     from jinja2 import Environment, FileSystemLoader
 
@@ -44,8 +43,6 @@ def write_report(site: Site, rollout_id: int, publisher: Publisher | None = None
     )
     path = site.reports / f"{site.service}-{site.environment}-rollout-{rollout_id}.html"
     write_atomically(path, page)
-    if publisher:
-        publisher.markdown("summary", summary(rollout, facts, path), title(rollout))
     return path
 
 
@@ -56,7 +53,9 @@ def title(rollout: RolloutRecord) -> str:
     return f"{rollout.service} in {rollout.environment} {arrow} {rollout.version}"
 
 
-def summary(rollout: RolloutRecord, facts: list[tuple[str, str]], path: Path) -> str:
+def summary(site: Site, rollout: RolloutRecord, path: Path) -> str:
+    """The facts of a rollout in Markdown."""
+    facts = _facts(site, rollout, site.ledger.intents(rollout.id))
     lines = [f"## {title(rollout)}: {rollout.phase}", "", rollout.reason, ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts)]
     return "\n".join([*lines, "", f"Report: `{path}`"])
@@ -91,9 +90,15 @@ def _act_row(rollout: RolloutRecord, act: Intent) -> dict[str, Any]:
         "after": _after(rollout, act.at),
         "act": act.act,
         "took": in_words(act.outcome_at - act.at) if act.outcome_at else "",
-        "detail": ", ".join(f"{name} {value}" for name, value in act.detail.items()),
+        "detail": ", ".join(f"{name} {_shown(value)}" for name, value in act.detail.items()),
         "outcome": act.outcome or "never reached",
     }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{release} {share}%" for release, share in value.items()) or "none"
+    return str(value)
 
 
 def _after(rollout: RolloutRecord, at: float) -> str:

@@ -8,7 +8,7 @@ from blocks.builder import Builder
 from blocks.ledger import Ledger
 from blocks.platforms import Platform, local_platform
 from blocks.stack import Stack, listens
-from policy.service_file import Route, ServiceFile
+from policy.service_file import ServiceFile
 from tasks.read import mistake_at
 
 
@@ -36,12 +36,12 @@ class Site:
         return f"{self.service} in {self.environment}"
 
 
-def local_site(stack: Stack, ledger: Ledger, service: str, environment: str, route: Route) -> Site:
+def local_site(stack: Stack, ledger: Ledger, service: str, environment: str) -> Site:
     return Site(
         service,
         environment,
         ledger=ledger,
-        platform=local_platform(stack, service, environment, route),
+        platform=local_platform(stack, service, environment),
         builder=Builder(stack.artifacts),
         reports=stack.reports,
     )
@@ -69,9 +69,4 @@ def site_of_file(
                 ("route", "port"),
                 f"{port} is {listener}; give the router one: dafnck up --listen PORT",
             )
-    return local_site(stack, ledger, wanted.service, environment, wanted.route)
-
-
-def site_of_release(stack: Stack, ledger: Ledger, release_id: str) -> Site:
-    release = ledger.release(release_id)
-    return local_site(stack, ledger, release.service, release.environment, release.route)
+    return local_site(stack, ledger, wanted.service, environment)

@@ -39,8 +39,8 @@ def preview(
 
 
 def _ask_through_router(site: Site, release: Release, header: dict[str, str]) -> None:
-    url = site.platform.url + (release.run.health.path or "/")
-    request = urllib.request.Request(url, headers={"Host": site.platform.host, **header})
+    url = site.platform.url_of(release) + (release.run.health.path or "/")
+    request = urllib.request.Request(url, headers={"Host": release.host, **header})
     try:
         with urllib.request.urlopen(request, timeout=release.run.health.timeout + 2) as answer:
             status = answer.status

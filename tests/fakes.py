@@ -144,9 +144,7 @@ def a_release(number: int = 0, **changes: object) -> Release:
 def a_site(folder: Path, clock: Callable[[], float] | None = None) -> Site:
     clock = clock or Clock()
     router = FakeRouter()
-    platform = Platform(
-        FakeWorkloads(), router, FakeMetrics(router, clock), "http://127.0.0.1:1", "shop"
-    )
+    platform = Platform(FakeWorkloads(), router, FakeMetrics(router, clock), web_port=1)
     return Site(
         "shop",
         "prod",

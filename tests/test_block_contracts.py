@@ -117,11 +117,9 @@ def routed(request: pytest.FixtureRequest) -> Iterator[Routed]:
     def endpoints(name: str) -> Endpoints:
         server, url = a_backend(name)
         backends.append(server)
-        return Endpoints(name, 1, (url,), (url,))
+        return Endpoints(name, 1, (url,), (url,), host="contract.test")
 
-    router = TraefikRouter(
-        stack.dynamic, stack.router_api_url, "contract", "test", host="contract.test"
-    )
+    router = TraefikRouter(stack.dynamic, stack.router_api_url, "contract", "test")
 
     def ask(**headers: str) -> str:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -234,14 +232,12 @@ class TestTrafficRouter:
 def test_a_client_sticks_but_not_to_a_release_that_was_rolled_back(
     stack: Any, request: pytest.FixtureRequest
 ) -> None:
-    router = TraefikRouter(
-        stack.dynamic, stack.router_api_url, "sticky", "test", host="sticky.test"
-    )
+    router = TraefikRouter(stack.dynamic, stack.router_api_url, "sticky", "test")
     closing = []
     for name in ("s-1", "s-2"):
         server, url = a_backend(name)
         closing.append(server)
-        router.attach(Endpoints(name, 1, (url,), (url,)))
+        router.attach(Endpoints(name, 1, (url,), (url,), host="sticky.test"))
     router.match(MatchRules(preview={}, release_id="s-2", sticky=True))
     router.set_shares({"s-1": 50, "s-2": 50})
 
@@ -280,9 +276,9 @@ def test_metrics_grow(kind: str, request: pytest.FixtureRequest) -> None:
         stack = request.getfixturevalue("stack")
         server, url = a_backend("m-1")
         request.addfinalizer(server.close)
-        traefik = TraefikRouter(stack.dynamic, stack.router_api_url, "m", "test", host="m.test")
+        traefik = TraefikRouter(stack.dynamic, stack.router_api_url, "m", "test")
         request.addfinalizer((stack.dynamic / "m-test.yaml").unlink)
-        traefik.attach(Endpoints("m-1", 1, (url,), (url,)))
+        traefik.attach(Endpoints("m-1", 1, (url,), (url,), host="m.test"))
         traefik.set_shares({"m-1": 100})
         metrics = TraefikMetrics(stack.router_api_url)
 

@@ -304,18 +304,38 @@ def test_what_cannot_start_gets_no_traffic(
 
 
 def test_configuration_and_routing_come_back_with_a_rollback(
-    stack: Stack, released: Released, dafnck: Dafnck, service: Service
+    stack: Stack, ledger: Ledger, released: Released, dafnck: Dafnck, service: Service
 ) -> None:
     file = service("config", run={"files": {"app.conf": "app.conf"}})
     (file.parent / "app.conf").write_text("one")
     released(file, "1")
     (file.parent / "app.conf").write_text("two")
-    released(file, "2")
+    elsewhere = service(
+        "config",
+        run={"files": {"app.conf": "app.conf"}},
+        route={"host": "other.local.localhost"},
+        rollout=CANARY | {"bake": "60s"},
+    )
+    run = begin(dafnck, elsewhere, "2")
+    at_share(stack, ledger, run, 20)
+    both = {"config-local-1", "config-local-2"}
+    for name in ("config", "other"):
+        assert {who_answers(stack, name) for _ in range(20)} == both, "both hosts are served"
+    dafnck("abort", "config")
+    assert who_answers(stack, "config") == "config-local-1"
+    assert who_answers(stack, "other") == "status 404"
+    service(
+        "config", run={"files": {"app.conf": "app.conf"}}, route={"host": "other.local.localhost"}
+    )
+    released(file, "3")
+    assert who_answers(stack, "other") == "config-local-3"
     (file.parent / "app.conf").unlink()
     dafnck("rollback", "config")
     folder = stack.releases / "config-local-1"
     assert (folder / "app" / "app.conf").read_text() == "one"
     alone(stack, dafnck, "config", "config-local-1")
+    refused = dafnck("rollback", "config", "--to", "shop-local-1", check=1)
+    assert "no good release of config in local that is still on disk" in refused.stderr
 
 
 def test_old_releases_are_pruned_and_the_kept_ones_come_back(
