@@ -172,13 +172,9 @@ class _Steps:
 
 def _source_files(source: Path) -> Iterator[Path]:
     """What git tracks or would track; without git everything but caches. Relative, sorted."""
-    listed = subprocess.run(
-        ["git", "-C", str(source), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode == 0:
-        names = {Path(os.fsdecode(name)) for name in listed.stdout.split(b"\0") if name}
+    listed = _git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listed is not None:
+        names = {Path(os.fsdecode(name)) for name in listed.split(b"\0") if name}
     else:
         names = set()
         for folder, folders, here in os.walk(source):
@@ -215,10 +211,13 @@ def _copy(source: Path, files: list[Path], target: Path) -> None:
 
 def version_of(folder: Path) -> str:
     """What git calls the source; 'unversioned' outside of a repository."""
-    described = subprocess.run(
-        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--tags"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "unversioned"
+    described = _git(folder, "describe", "--always", "--dirty", "--tags")
+    return described.decode().strip() if described else "unversioned"
+
+
+def _git(folder: Path, *words: str) -> bytes | None:
+    """What git says of a folder; None outside of a repository and where there is no git."""
+    if not shutil.which("git"):
+        return None
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 else None

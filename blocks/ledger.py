@@ -58,6 +58,7 @@ rollouts = sa.Table(
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("finished_at", sa.Float),
     sa.Column("approved_by", sa.String(200)),
+    sa.Column("approved_at", sa.Float),
     sa.Column("abort_reason", sa.Text),
     sa.Index("rollouts_of", "service", "environment", "id"),
 )
@@ -308,7 +309,11 @@ class Ledger:
 
     def approve(self, rollout_id: int, who: str) -> None:
         with self._writing() as db:
-            db.execute(rollouts.update().where(rollouts.c.id == rollout_id).values(approved_by=who))
+            db.execute(
+                rollouts.update()
+                .where(rollouts.c.id == rollout_id)
+                .values(approved_by=who, approved_at=self.clock())
+            )
 
     def abort(self, rollout_id: int, reason: str) -> None:
         with self._writing() as db:

@@ -16,7 +16,6 @@ class Answers:
     from_bad_build: int = 0  # failed, and says itself that it comes from the broken build
     failed_else: Counter[str] = field(default_factory=Counter)  # status or exception
     first_bad_at: float | None = None  # seconds since the epoch
-    last_bad_at: float | None = None
 
 
 class SteadyLoad:
@@ -56,11 +55,10 @@ class SteadyLoad:
         except httpx.HTTPError as error:
             self.answers.failed_else[type(error).__name__] += 1
             return
-        if answer.status_code < 500:
+        if 200 <= answer.status_code < 300:
             self.answers.good += 1
         elif "X-Broken" in answer.headers:
             self.answers.from_bad_build += 1
-            self.answers.last_bad_at = time.time()
             self.answers.first_bad_at = self.answers.first_bad_at or time.time()
         else:
             self.answers.failed_else[str(answer.status_code)] += 1

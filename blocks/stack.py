@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field
 from blocks.files import write_atomically
 from policy.errors import BadInput, Unreachable
 
+LEDGER_URL = "secrets/ledger-url"
+
 
 class Ports(BaseModel):
     web: int = 8080
@@ -73,8 +75,9 @@ class Stack(BaseModel):
         return f"http://127.0.0.1:{self.ports.router_api}"
 
     def save(self) -> None:
-        content = self.ports.model_dump_json(indent=2)
-        write_atomically(self.home / "stack.json", content + "\n")
+        write_atomically(self.home / "stack.json", self.ports.model_dump_json(indent=2) + "\n")
+        # May hold a password.
+        write_atomically(self.home / LEDGER_URL, self.ledger_url + "\n", 0o600)
 
 
 def stack_home() -> Path:
@@ -83,8 +86,11 @@ def stack_home() -> Path:
 
 
 def stack_at(home: Path, ports: Ports) -> Stack:
-    """$DAFNCK_LEDGER_URL names another ledger than the SQLite file in the home."""
-    url = os.environ.get("DAFNCK_LEDGER_URL") or str(home / "ledger.db")
+    """The ledger: $DAFNCK_LEDGER_URL, or what `up` was last told, or a SQLite file in the home."""
+    remembered = home / LEDGER_URL
+    url = os.environ.get("DAFNCK_LEDGER_URL")
+    if not url:
+        url = remembered.read_text().strip() if remembered.exists() else str(home / "ledger.db")
     return Stack(home=home, ports=ports, ledger_url=url)
 
 

@@ -16,7 +16,7 @@ from blocks.files import write_atomically
 from policy.errors import NotApplied, Unreachable
 
 LAUNCHER = Path(__file__).with_name("exec_replica.py")
-_BAD_NAME, _NOT_RUNNING, _ALREADY_ADDED, _STILL_RUNNING = 10, 70, 90, 91
+_BAD_NAME, _NOT_RUNNING, _ALREADY_ADDED = 10, 70, 90
 
 
 class _UnixConnection(http.client.HTTPConnection):

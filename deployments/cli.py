@@ -171,8 +171,16 @@ def approve(service: Service, env: Env = None) -> None:
     """Let a rollout that waits for a person go on."""
     from getpass import getuser
 
+    from policy.errors import Refused
+
     _, ledger, env = _known(service, env)
     rollout = _active(ledger, service, env)
+    last = (ledger.decisions(rollout.id) or [{"action": "", "reason": ""}])[-1]
+    if last["action"] != "AskApproval" and "dafnck approve" not in last["reason"]:
+        raise Refused(
+            f"rollout {rollout.id} of {rollout.version} waits for nobody ({rollout.phase}); "
+            "nothing was changed"
+        )
     ledger.approve(rollout.id, getuser())
     print(f"{service} in {env}: rollout {rollout.id} of {rollout.version} may go on")
 
@@ -187,8 +195,8 @@ def abort(
     import time
     from getpass import getuser
 
-    from policy.errors import Unreachable
-    from policy.release import FINISHED
+    from policy.errors import Refused, Unreachable
+    from policy.release import FINISHED, Phase
 
     _, ledger, env = _known(service, env)
     rollout = _active(ledger, service, env)
@@ -201,8 +209,16 @@ def abort(
                 f"dafnck rollback {service} --env {env}"
             )
         if time.monotonic() > give_up:
-            raise Unreachable(f"rollout {rollout.id} is still {now.phase}; see dafnck status")
+            raise Unreachable(
+                f"the abort of rollout {rollout.id} is written down, but it is still {now.phase}; "
+                "it takes effect at the next look, after a build at the latest"
+            )
         time.sleep(0.1)
+    if now.phase is Phase.PROMOTED:
+        raise Refused(
+            f"too late: {now.version} was promoted. To go back: "
+            f"dafnck rollback {service} --env {env}"
+        )
     print(f"{service} in {env}: {now.phase}: {now.reason}")
 
 
@@ -232,7 +248,10 @@ def history(
     from blocks.stack import open_stack
     from deployments import look
 
-    rollouts = Ledger(open_stack().ledger_url).history(service, env, limit)
+    ledger = Ledger(open_stack().ledger_url)
+    if service:
+        _known(service, env)
+    rollouts = ledger.history(service, env, limit)
     if as_json:
         print(json.dumps([asdict(rollout) for rollout in rollouts], indent=1))
     else:
@@ -251,7 +270,8 @@ def logs(
     from deployments import look
 
     stack, ledger, env = _known(service, env)
-    wanted = release_id or ledger.stable(service, env) or ledger.releases(service, env)[0]
+    newest = [release_id, ledger.stable(service, env), *ledger.releases(service, env)]
+    wanted = next((release for release in newest if release), f"{service} in {env}")
     look.logs(stack, wanted, lines, follow)
 
 

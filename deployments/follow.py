@@ -12,7 +12,7 @@ from blocks.ledger import Ledger
 from blocks.prefect_api import TERMINAL, PrefectApi, stack_api
 from blocks.stack import Stack
 from deployments.local_stack import prefect_environment, quiet_prefect
-from policy.errors import Refused, RolledBack, Unreachable
+from policy.errors import BadInput, Refused, RolledBack, Unreachable
 from policy.release import FINISHED, Phase, RolloutRecord
 
 
@@ -28,11 +28,13 @@ def run(
     as_json: bool,
 ) -> None:
     """Raises RolledBack (exit code 1) when the rollout did not end with its release serving."""
-    service = _service(parameters, name)
+    service, environment = name.split()[0], parameters["environment"]
     if here:
-        before = _newest(ledger, service)
+        if not wait:
+            raise BadInput("--here has nobody to go on after this process; leave out --no-wait")
+        before = _newest(ledger, service, environment)
         message = _run_here(stack, flow, parameters)
-        rollout = _newest(ledger, service)
+        rollout = _newest(ledger, service, environment)
         done = rollout if rollout and (not before or rollout.id != before.id) else None
     else:
         with stack_api(stack) as api:
@@ -52,9 +54,15 @@ def _conclude(done: RolloutRecord | None, message: str, as_json: bool) -> None:
         print(json.dumps(asdict(done), indent=1))
     if done is None:
         if message.startswith("ended "):
-            print(message)
+            print(json.dumps({"message": message}) if as_json else message)
             return
         raise Refused(message)
+    if done.phase not in FINISHED:
+        raise Unreachable(
+            f"{done.version} is still {done.phase}, and its run ended: {message}\nWhat has the "
+            f"traffic now is told by dafnck status; end it: "
+            f"dafnck rollback {done.service} --env {done.environment}"
+        )
     if done.phase is not Phase.PROMOTED:
         serves = f"{done.stable_id} serves" if done.stable_id else "nothing serves"
         raise RolledBack(
@@ -128,10 +136,6 @@ def to_the_end(
         time.sleep(0.25)
 
 
-def _newest(ledger: Ledger, service: str) -> RolloutRecord | None:
-    found = ledger.history(service, limit=1)
+def _newest(ledger: Ledger, service: str, environment: str) -> RolloutRecord | None:
+    found = ledger.history(service, environment, limit=1)
     return found[0] if found else None
-
-
-def _service(parameters: dict[str, Any], name: str) -> str:
-    return str(parameters.get("service") or name.partition(" ")[0])

@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from blocks.files import locked, write_atomically
 from blocks.ledger import Ledger
 from blocks.prefect_api import PrefectApi
 from blocks.stack import Ports, Stack, listens, stack_at
-from blocks.supervisor import Supervisor
+from blocks.supervisor import Program, Supervisor
 from blocks.traefik import shared_document
 from policy.errors import BadInput, DafnckError, Unreachable
 from tasks.lease import held_lease
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 
 
-def up(home: Path, ports: Ports, said: Callable[[str], None], *, prefect: bool = True) -> Stack:
+def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
     """Start what does not run, leave alone what does. `said` hears of each step.
 
     Raises BadInput for a port that another program has: nothing is changed then."""
@@ -37,12 +37,12 @@ def up(home: Path, ports: Ports, said: Callable[[str], None], *, prefect: bool =
         stack = stack_at(home, ports)
         supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
         runs = supervisor.answers()
-        _check_ports(stack, supervisor if runs else None, prefect)
+        _check_ports(stack, supervisor if runs else None)
         for folder in (stack.dynamic, stack.logs, stack.releases, stack.artifacts, stack.reports):
             folder.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)
         _write_secret(stack)
-        stack.save()
+        stack.save()  # with the ledger's place, so that no shell must know it
         changed = _write_traefik(stack)
         if not runs:
             said("supervisord")
@@ -50,14 +50,13 @@ def up(home: Path, ports: Ports, said: Callable[[str], None], *, prefect: bool =
         said("Traefik")
         _run(stack, supervisor, TRAEFIK, _traefik_spec(stack), grace_seconds=5, restart=changed)
         _wait(lambda: listens(ports.web) and listens(ports.router_api), TRAEFIK, stack, 20)
-        if prefect:
-            said("Prefect server")
-            _run(stack, supervisor, SERVER, _server_spec(stack), grace_seconds=5)
-            with PrefectApi(stack.prefect_api_url, _auth(stack)) as api:
-                _wait(api.answers, SERVER, stack, 90)
-                said("deployments and worker")
-                _register(stack, api)
-            _run(stack, supervisor, WORKER, _worker_spec(stack), grace_seconds=10)
+        said("Prefect server")
+        _run(stack, supervisor, SERVER, _server_spec(stack), grace_seconds=5)
+        with PrefectApi(stack.prefect_api_url, _auth(stack)) as api:
+            _wait(api.answers, SERVER, stack, 90)
+            said("deployments and worker")
+            _register(stack, api)
+        _run(stack, supervisor, WORKER, _worker_spec(), grace_seconds=10)
         said("services")
         resume_services(stack)
     return stack
@@ -68,7 +67,7 @@ def down(stack: Stack, said: Callable[[str], None]) -> None:
     supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
     pid_file = stack.supervisor / "supervisord.pid"
     if not supervisor.answers():
-        said("nothing runs")
+        said("supervisord does not run; what it started may: dafnck up finds it")
         return
     pid = int(pid_file.read_text())
     mark = started(pid)
@@ -146,7 +145,7 @@ def _server_spec(stack: Stack) -> list[str]:
     return [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", port]
 
 
-def _worker_spec(stack: Stack) -> list[str]:
+def _worker_spec() -> list[str]:
     words = ["worker", "start", "--pool", WORK_POOL, "--name", "local", "--type", "process"]
     return [str(BIN / "prefect"), *words]
 
@@ -305,25 +304,39 @@ def _register(stack: Stack, api: PrefectApi) -> None:
     write_atomically(mark, content)
 
 
-def _check_ports(stack: Stack, supervisor: Supervisor | None, prefect: bool) -> None:
-    alive = {n for n, p in supervisor.programs().items() if p.alive} if supervisor else set()
-    ports = [(stack.ports.web, TRAEFIK), (stack.ports.router_api, TRAEFIK)]
-    ports += [(port, TRAEFIK) for port in stack.ports.services]
-    ports += [(stack.ports.prefect, SERVER)] if prefect else []
-    ours = set()
-    if TRAEFIK in alive:
+def _check_ports(stack: Stack, supervisor: Supervisor | None) -> None:
+    """Ports that our own parts hold are fine, also when those outlived their supervisord."""
+    programs = supervisor.programs() if supervisor else {}
+    ours: set[int] = set()
+    if _is_alive(stack, programs, TRAEFIK):
         static = json.loads((stack.home / "traefik" / "traefik.json").read_text())
         for point in static["entryPoints"].values():
             ours.add(int(point["address"].rpartition(":")[2]))
-    if SERVER in alive:
+    if _is_alive(stack, programs, SERVER):
         saved = Ports.model_validate_json((stack.home / "stack.json").read_text())
         ours.add(saved.prefect)
-    for port, name in ports:
+    wanted = {
+        stack.ports.web: "requests (--web-port)",
+        stack.ports.router_api: "the router's API (--router-api-port)",
+        stack.ports.prefect: "Prefect (--prefect-port)",
+        **dict.fromkeys(stack.ports.services, "one service alone (--listen)"),
+    }
+    for port, purpose in wanted.items():
         if port not in ours and listens(port):
             raise BadInput(
-                f"port {port}, wanted for {name}, is in use by another program; nothing was "
-                "changed. Choose others: dafnck up --web-port, --router-api-port, --prefect-port"
+                f"port {port}, wanted for {purpose}, is in use by another program; nothing was "
+                "changed. Choose another one, or free it"
             )
+
+
+def _is_alive(stack: Stack, programs: Mapping[str, Program], name: str) -> bool:
+    if name in programs:
+        return programs[name].alive
+    try:
+        pid, mark, _ = (stack.supervisor / f"{name}.pid").read_text().split()
+    except FileNotFoundError:
+        return False
+    return _alive(int(pid), mark)
 
 
 def _wait(answers: Callable[[], bool], name: str, stack: Stack, limit_seconds: float) -> None:
@@ -354,10 +367,10 @@ def examine(stack: Stack) -> Iterator[Finding]:
     """What is missing or unhealthy, and the fix."""
     for tool in ("traefik", "supervisord", "prefect"):
         there = (BIN / tool).exists()
-        yield Finding(tool, there, str(BIN / tool), "" if there else "uv pip install dafnck")
+        yield Finding(tool, there, str(BIN / tool), "" if there else "install dafnck again")
     supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
     if not supervisor.answers():
-        yield Finding("stack", False, f"nothing runs in {stack.home}", "dafnck up")
+        yield Finding("supervisord", False, f"does not run in {stack.home}", "dafnck up")
         return
     for name, program in sorted(supervisor.programs().items()):
         words = program.state.lower() + (f": {program.trouble}" if program.trouble else "")
@@ -367,6 +380,9 @@ def examine(stack: Stack) -> Iterator[Finding]:
         ok = listens(port)
         yield Finding(name, ok, f"127.0.0.1:{port}", "" if ok else "dafnck up")
     auth = stack.prefect_auth_file
+    if not auth.exists():
+        yield Finding("secret", False, f"{auth} is missing", "dafnck down, then dafnck up")
+        return
     mode = auth.stat().st_mode & 0o777
     private = mode == 0o600
     yield Finding("secret", private, f"{auth} {mode:o}", "" if private else f"chmod 600 {auth}")

@@ -7,7 +7,7 @@ from blocks.ledger import Ledger
 from blocks.local_processes import tail
 from blocks.platforms import local_platform
 from blocks.stack import Stack
-from policy.errors import Refused, Unreachable
+from policy.errors import NotApplied, Refused, Unreachable
 from policy.quantities import in_words
 from policy.release import RolloutRecord
 
@@ -52,7 +52,7 @@ def _live(stack: Stack, ledger: Ledger, ids: list[str], unknown: list[str]) -> d
     seen: dict[str, Any] = {"url": platform.url_of(release), "host": release.host}
     try:
         seen["shares"] = platform.router.shares()
-    except Unreachable as error:
+    except (Unreachable, NotApplied) as error:
         unknown.append(str(error))
     replicas = {}
     for release_id in ids:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from prefect.exceptions import TerminationSignal
 
@@ -33,8 +34,21 @@ log = logging.getLogger("dafnck")
 log.setLevel(logging.INFO)  # these lines are the story that Prefect's UI shows
 
 
+@dataclass
+class Progress:
+    """What must be known about a rollout even when the ledger cannot be asked."""
+
+    promoted: bool = False
+
+
 def carry_out(
-    site: Site, rollout: RolloutRecord, new: Release, plan: Plan, lease: Held, publisher: Publisher
+    site: Site,
+    rollout: RolloutRecord,
+    new: Release,
+    plan: Plan,
+    lease: Held,
+    publisher: Publisher,
+    progress: Progress,
 ) -> Phase:
     """Run the plan to its end. -> the phase it ended in."""
     eyes = Eyes(site, rollout, new, lease.check)
@@ -44,8 +58,7 @@ def carry_out(
         eyes.interrupted.set()
 
     def resumed() -> None:
-        eyes.approved_by = "somebody in the Prefect UI"
-        site.ledger.approve(rollout.id, eyes.approved_by)
+        site.ledger.approve(rollout.id, "somebody in the Prefect UI")
         eyes.interrupted.set()
 
     with eyes, OwnRun(cancelled, resumed) as own_run:
@@ -66,6 +79,7 @@ def carry_out(
                     workloads.shrink_stable(site, rollout, replicas)
                 case Promote(reason):
                     traffic.promote(site, rollout, new, reason)
+                    progress.promoted = True
                 case Finish():
                     traffic.finish(site, rollout)
                 case RollBack(reason):
@@ -91,24 +105,28 @@ def _steps(site: Site, rollout: RolloutRecord) -> list[dict[str, object]]:
 
 
 @contextmanager
-def whole_or_nothing(site: Site, rollout: RolloutRecord) -> Iterator[None]:
+def whole_or_nothing(site: Site, rollout: RolloutRecord) -> Iterator[Progress]:
     """However the body is left, the rollout is ended: an exception, a signal, a cancellation gives
     the traffic back to the stable release first, in this process, before anything else."""
+    progress = Progress()
     try:
-        yield
+        yield progress
     except LeaseLost:
         raise  # somebody else acts for this rollout now
     except BaseException as error:
         words = in_words(error)
+        log.warning("%s", words.splitlines()[0])
         try:
-            if site.ledger.rollout(rollout.id).phase not in FINISHED:
-                log.warning("%s: traffic goes to the stable release", words.splitlines()[0])
-                put_back.put_back(site, rollout.id, words)
+            ended = site.ledger.rollout(rollout.id).phase in FINISHED
         except Unreachable as silent:
-            # Without the ledger nothing can be written down; traffic goes back all the same. What
-            # is left is ended by whoever takes the lease next.
+            # Nothing can be written down; traffic goes back all the same. What is left is ended by
+            # whoever takes the lease next.
             log.error("%s", silent)
-            put_back.traffic_to_stable(site, rollout, words)
+            if not progress.promoted:
+                put_back.traffic_to_stable(site, rollout, words)
+            raise error from None
+        if not ended:
+            put_back.put_back(site, rollout.id, words)
         raise
 
 

@@ -89,7 +89,7 @@ def _release(site: Site, wanted: ServiceFile, file: Path, version: str) -> Rollo
             flow_run_id=flow_run_id(),
         )
         try:
-            with whole_or_nothing(site, rollout):
+            with whole_or_nothing(site, rollout) as progress:
                 digest = build_artifact(site, rollout.id, wanted, file.parent)
                 new = write_release(site, rollout.id, wanted, file, digest, version)
                 site.ledger.set_phase(rollout.id, Phase.STARTING)
@@ -100,7 +100,7 @@ def _release(site: Site, wanted: ServiceFile, file: Path, version: str) -> Rollo
                     stable_replicas=stable.run.replicas if stable else None,
                     now=site.clock(),
                 )
-                carry_out(site, rollout, new, steps, lease, publisher)
+                carry_out(site, rollout, new, steps, lease, publisher, progress)
             # Neither of these can undo what serves now: a failure is told in Prefect, no more.
             prune(site, wanted.rollout.keep, return_state=True)
         finally:

@@ -76,7 +76,7 @@ def _rollback(site: Site, to: str | None, only_unfinished: bool) -> RolloutRecor
             release_id=target.id,
         )
         try:
-            with whole_or_nothing(site, rollout):
+            with whole_or_nothing(site, rollout) as progress:
                 site.ledger.set_phase(rollout.id, Phase.STARTING)
                 # No judge and no baking: a person, or a failure, has judged already.
                 way = Rollout(strategy="blue-green", sticky=target.rollout.sticky)
@@ -87,7 +87,7 @@ def _rollback(site: Site, to: str | None, only_unfinished: bool) -> RolloutRecor
                     now=site.clock(),
                 )
                 unjudged = target.model_copy(update={"rollout": way})
-                carry_out(site, rollout, unjudged, steps, lease, publisher)
+                carry_out(site, rollout, unjudged, steps, lease, publisher, progress)
             prune(site, target.rollout.keep, return_state=True)
         finally:
             publish_report(site, rollout.id, publisher, return_state=True)
@@ -107,11 +107,16 @@ def _named(site: Site, release_id: str) -> str:
 
 
 def _last_good(site: Site) -> str:
+    """The newest good one that is older than what serves: asked twice, it goes back twice."""
     stable = site.ledger.stable(site.service, site.environment)
     good = site.ledger.releases(site.service, site.environment, promoted=True)
-    for release_id in good:
-        if release_id != stable:
-            return release_id
+    if older := [one for one in good if stable is None or _number(one) < _number(stable)]:
+        return max(older, key=_number)
     raise Refused(
-        f"there is no earlier good release of {site} on disk; {stable or 'nothing'} serves"
+        f"there is no older good release of {site} on disk; {stable or 'nothing'} serves. Name "
+        f"another by --to: {', '.join(good) or 'there is none'}"
     )
+
+
+def _number(release_id: str) -> int:
+    return int(release_id.rpartition("-")[2])

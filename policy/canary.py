@@ -110,7 +110,7 @@ def judge(
     if first:
         limits = {metric: limit for metric, limit in limits.items() if limit.of != "stable"}
         if not limits:
-            return Judgement(Verdict.PASS, "first release: no stable one to compare with")
+            return Judgement(Verdict.UNSURE, "there is no stable release to compare with")
     start = since
     while start + policy.interval <= now + 1e-9:
         end = start + policy.interval

@@ -73,6 +73,7 @@ class RolloutRecord:
     started_at: float
     finished_at: float | None
     approved_by: str | None
+    approved_at: float | None
     abort_reason: str | None
 
 

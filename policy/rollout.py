@@ -4,7 +4,8 @@
 - traffic moves only to replicas that are ready;
 - the stable release keeps what it needs to take everything back until the new one is promoted
   (except `rolling` and `recreate`, which say so by their names);
-- nothing is promoted while the judge is unsure.
+- nothing is promoted while the judge is unsure, unless a person says so after the deadline; a
+  first release, which replaces nothing, is promoted on its health and says that.
 """
 
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Seen:
     stable_running: int
     verdict: Verdict | None = None
     verdict_reason: str = ""
-    approved: bool = False
+    approved_at: float | None = None  # when a person last said to go on
     abort_reason: str | None = None
     trouble: str = ""  # why replicas of the new release are not ready
 
@@ -114,7 +115,6 @@ class Shift:
 class Wait:
     seconds: float  # until the next look
     reason: str
-    until: float | None = None  # seconds since the epoch, when that is known
 
     def __str__(self) -> str:
         return self.reason
@@ -192,7 +192,9 @@ def next_action(plan: Plan, seen: Seen) -> Action:
         return RollBack(f"no replica of the new release is ready: {seen.trouble or 'no answer'}")
     late = seen.now > plan.deadline
     if at is None:
-        return RollBack("no traffic in time") if late else _towards(plan, plan.steps[0], seen)
+        if late:
+            return RollBack("nobody approved in time" if plan.approve else "no traffic in time")
+        return _towards(plan, plan.steps[0], seen)
 
     step = plan.steps[at]
     last = at == len(plan.steps) - 1
@@ -201,18 +203,20 @@ def next_action(plan: Plan, seen: Seen) -> Action:
     baked_at = seen.shifted_at + plan.bake_seconds
     if seen.now < baked_at and not late:
         pause = min(plan.poll_seconds, baked_at - seen.now)
-        return Wait(pause, f"bakes for {in_words(plan.bake_seconds)}", baked_at)
+        return Wait(pause, f"bakes for {in_words(plan.bake_seconds)}")
+    # A person overrules the clock and the doubt, but only after both were there to be seen.
+    overruled = late and seen.approved_at is not None and seen.approved_at > plan.deadline
     if plan.judged and seen.verdict is not Verdict.PASS and not (plan.first and not late):
-        if not late or (plan.hold_when_unsure and not seen.approved):
-            held = "held, a person must decide" if late else "unsure"
+        if not late:
+            return Wait(plan.poll_seconds, f"unsure: {seen.verdict_reason}")
+        if plan.hold_when_unsure and not overruled:
+            held = "held until a person says dafnck approve or dafnck abort"
             return Wait(plan.poll_seconds, f"{held}: {seen.verdict_reason}")
-        if not seen.approved:
+        if not overruled:
             return RollBack(f"still unsure at the deadline: {seen.verdict_reason}")
-    if last:
-        return Promote(_why(plan, seen))
-    if late and not seen.approved:
+    if late and not overruled and (not last or seen.now < baked_at):
         return RollBack("the time for the whole rollout is over")
-    return _towards(plan, plan.steps[at + 1], seen)
+    return Promote(_why(plan, seen)) if last else _towards(plan, plan.steps[at + 1], seen)
 
 
 def _towards(plan: Plan, step: Step, seen: Seen) -> Action:
@@ -220,7 +224,8 @@ def _towards(plan: Plan, step: Step, seen: Seen) -> Action:
         return ShrinkStable(0)
     if seen.new_ready < step.new:
         return StartNew(step.new)
-    if plan.approve and step.share == 100 and not seen.approved:
+    approved = seen.approved_at is not None and seen.approved_at >= seen.shifted_at
+    if plan.approve and step.share == 100 and not approved:
         return AskApproval("waits for a person before 100%")
     return Shift(step.share)
 

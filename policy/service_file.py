@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from policy.quantities import Bytes, Percent, Seconds, percent, seconds
+from policy.quantities import Bytes, Percent, Seconds, in_words, percent, seconds
 
 DEFAULT_ENVIRONMENT = "local"
 
@@ -96,7 +96,8 @@ class PythonBuild(Part):
 
 
 class Build(Part):
-    """How the artifact comes about: its content decides its name, so it is built once."""
+    """How the artifact comes about. The source and this section decide its name, so the same is
+    built once; what unpinned requirements resolve to is not part of that: pin them."""
 
     source: str = Field(".", description="directory of the source, from the service file's place")
     python: PythonBuild | None = Field(None, description="a Python application")
@@ -175,7 +176,9 @@ class Run(Part):
     health: HealthCheck = Field(description="how to see that a replica is ready")
     replicas: int = Field(1, ge=1, le=100, description="how many processes")
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
-        default_factory=dict, description="environment variables"
+        default_factory=dict,
+        description="environment variables, with {port}; besides these a replica gets PORT, "
+        "DAFNCK_RELEASE, DAFNCK_VERSION, PATH, HOME, LANG, TZ and nothing else",
     )
     files: dict[str, str] = Field(
         default_factory=dict,
@@ -222,7 +225,8 @@ class Route(Part):
     host: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9.-]+$",
-        description="Host header; default: <service>.<environment>.localhost",
+        description="Host header, where there is no port; "
+        "default: <service>.<environment>.localhost",
     )
     port: int | None = Field(
         None, ge=1, le=65535, description="a port of the router for this service alone"
@@ -326,11 +330,17 @@ class Rollout(Part):
         "blue-green", description="blue-green, canary, rolling or recreate"
     )
     steps: Annotated[list[Percent], Field(min_length=1)] | None = Field(
-        None, description="canary: rising shares of the requests, up to 100%"
+        None, description="canary: rising shares, up to 100%; default: 5%, 25%, 50%, 100%"
     )
-    bake: Seconds = Field(0.0, description="how long each step is watched")
-    within: Seconds = Field(3600.0, gt=0, description="the whole rollout must end by then")
-    approve: bool = Field(False, description="wait for a person before 100%")
+    bake: Seconds = Field(
+        0.0, description="how long each step is watched; one judge interval at least"
+    )
+    within: Seconds = Field(
+        3600.0, gt=0, description="from the end of the build to 100%; then it is rolled back"
+    )
+    approve: bool = Field(
+        False, description="wait for a person before 100% (not for a first release)"
+    )
     judge: Judge | None = Field(None, description="compares the new release with the stable one")
     cohort: Cohort | None = Field(None, description="who gets the new release first")
     sticky: bool = Field(False, description="a client stays with its release, by cookie")
@@ -365,8 +375,11 @@ class Rollout(Part):
                 f"bake: {self.bake:g}s is shorter than one interval of the judge, "
                 f"{self.judge.interval:g}s"
             )
-        if self.bake >= self.within:
-            raise ValueError(f"within: {self.within:g}s leaves no time to bake {self.bake:g}s")
+        if len(self.shares) * self.bake >= self.within:
+            raise ValueError(
+                f"within: {in_words(self.within)} leaves no time to bake {len(self.shares)} times "
+                f"{in_words(self.bake)}"
+            )
         return self
 
     @property
@@ -420,9 +433,6 @@ class ServiceFile(Part):
         if isinstance(version, int) and not isinstance(version, bool) and version > 1:
             raise ValueError(f"{version} is newer than this dafnck, which reads version 1")
         return version
-
-    def host(self, environment: str) -> str:
-        return self.route.host or f"{self.service}.{environment}.localhost"
 
 
 def environment_names(document: Mapping[str, Any]) -> list[str]:

@@ -48,7 +48,6 @@ class Eyes:
         self.known = Known()
         self.interrupted = threading.Event()  # set: look again now
         self.cancelled: str | None = None
-        self.approved_by: str | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sampling, name="samples", daemon=True)
@@ -84,7 +83,7 @@ class Eyes:
             stable_running=known.stable.wanted if known.stable else 0,
             verdict=self.judgement.verdict if self.judgement else None,
             verdict_reason=self.judgement.reason if self.judgement else "",
-            approved=bool(record.approved_by or self.approved_by),
+            approved_at=record.approved_at,
             abort_reason=self.cancelled or record.abort_reason,
             trouble=known.new.trouble if known.new else known.silent.get("workloads", ""),
         )

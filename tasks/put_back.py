@@ -78,7 +78,8 @@ def make_room(site: Site, release_id: str) -> None:
     release = site.ledger.release(release_id)
     workloads = site.platform.workloads
     endpoints = workloads.endpoints(release_id, quick=True)
-    if len(endpoints.ready) >= release.run.replicas:
+    if endpoints.ready and endpoints.wanted >= release.run.replicas:
+        # Whole, or whole again in a moment: one that is being restarted is no reason to wait.
         site.platform.router.attach(endpoints)  # known already, but for a death in between
         return
     workloads.start(release, release.run.replicas)

@@ -71,10 +71,18 @@ def read_all(file: Path) -> dict[str, ServiceFile]:
 
 
 def configuration(service: ServiceFile, environment: str, file: Path) -> dict[str, bytes]:
-    """Contents of the configuration files that the service names."""
+    """Contents of the configuration files that the service names. Raises BadInput for any path of
+    the file that leads nowhere."""
+    source = file.parent / service.build.source
+    if not source.is_dir():
+        raise mistake_at(file, environment, ("build", "source"), f"there is no directory {source}")
+    python = service.build.python
+    if python and python.requirements and not (source / python.requirements).is_file():
+        key = ("build", "python", "requirements")
+        raise mistake_at(file, environment, key, f"there is no file {source / python.requirements}")
     contents = {}
-    for target, source in service.run.files.items():
-        path = file.parent / source
+    for target, content in service.run.files.items():
+        path = file.parent / content
         try:
             contents[target] = path.read_bytes()
         except OSError as error:

@@ -50,23 +50,21 @@ def local_site(stack: Stack, ledger: Ledger, service: str, environment: str) -> 
 def site_of_file(
     stack: Stack, ledger: Ledger, wanted: ServiceFile, environment: str, file: Path
 ) -> Site:
-    """Raises BadInput, with file and line, for a port that this service cannot have."""
-    if (port := wanted.route.port) is not None:
-        for service, other, release_id, _ in ledger.stables():
-            taken = ledger.release(release_id).route.port == port
-            if taken and (service, other) != (wanted.service, environment):
-                raise mistake_at(
-                    file,
-                    environment,
-                    ("route", "port"),
-                    f"{port} is in use by {service} in {other}",
-                )
-        if port not in stack.ports.services:
-            listener = "in use by another program" if listens(port) else "none of the router's"
-            raise mistake_at(
-                file,
-                environment,
-                ("route", "port"),
-                f"{port} is {listener}; give the router one: dafnck up --listen PORT",
-            )
+    """Raises BadInput, with file and line, for a host or port that this service cannot have."""
+    port = wanted.route.port
+    for service, other, release_id, _ in ledger.stables():
+        if (service, other) == (wanted.service, environment):
+            continue
+        there = ledger.release(release_id)
+        if port is not None and there.route.port == port:
+            words = f"{port} is in use by {service} in {other}; choose another"
+            raise mistake_at(file, environment, ("route", "port"), words)
+        if port is None and not there.route.port and wanted.route.host == there.host:
+            words = f"{there.host} is in use by {service} in {other}; choose another"
+            raise mistake_at(file, environment, ("route", "host"), words)
+    if port is not None and port not in stack.ports.services:
+        words = f"{port} is none of the router's; give it this one: dafnck up --listen {port}"
+        if listens(port):
+            words = f"{port} is in use by another program; choose another"
+        raise mistake_at(file, environment, ("route", "port"), words)
     return local_site(stack, ledger, wanted.service, environment)

@@ -80,14 +80,14 @@ def watch(site: Site, rollout: RolloutRecord, plan: Plan, eyes: Eyes, own_run: O
     On a verdict against the new release the traffic goes back from here, before anything else."""
     told = ""
     while not isinstance(action := next_action(plan, eyes.look()), RollBack):
-        if isinstance(action, AskApproval):
-            own_run.pause(datetime.fromtimestamp(plan.deadline, UTC).isoformat())
-        elif not isinstance(action, Wait):
+        if not isinstance(action, Wait | AskApproval):
             own_run.go_on()
             return
         if action.reason != told:
             told = action.reason
             eyes.tell(action)
+        if isinstance(action, AskApproval):
+            own_run.pause(datetime.fromtimestamp(plan.deadline, UTC).isoformat())
         eyes.interrupted.wait(action.seconds if isinstance(action, Wait) else plan.poll_seconds)
         eyes.interrupted.clear()
     put_back.traffic_to_stable(site, rollout, action.reason)

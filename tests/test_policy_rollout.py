@@ -40,7 +40,7 @@ class World:
     new_ready: int = 0
     stable_running: int = 2
     verdict: Verdict | None = Verdict.PASS
-    approved: bool = False
+    approved_at: float | None = None
     serving_capacity: list[int] = field(default_factory=list)
 
     def seen(self) -> Seen:
@@ -53,7 +53,7 @@ class World:
             stable_running=self.stable_running,
             verdict=self.verdict if self.share else None,
             verdict_reason="because",
-            approved=self.approved,
+            approved_at=self.approved_at,
         )
 
     def perform(self, action: Action) -> None:
@@ -67,7 +67,7 @@ class World:
             case Wait(seconds):
                 self.now += seconds
             case AskApproval():
-                self.approved = True
+                self.approved_at = self.now
             case ShrinkStable(replicas):
                 self.stable_running = replicas
             case Promote():
@@ -159,7 +159,7 @@ def test_a_bad_verdict_rolls_back_at_once() -> None:
     assert world.phase is Phase.ROLLED_BACK
 
 
-def test_unsure_is_never_promoted() -> None:
+def test_unsure_is_not_promoted() -> None:
     world = World(verdict=Verdict.UNSURE)
     walk(a_plan(CANARY | {"judge": JUDGE, "within": 60}), world)
     assert world.phase is Phase.ROLLED_BACK
@@ -169,9 +169,32 @@ def test_unsure_can_hold_for_a_person() -> None:
     steps = a_plan(CANARY | {"judge": JUDGE | {"unsure": "hold"}, "within": 60})
     world = World(phase=Phase.SHIFTING, share=10, new_ready=2, verdict=Verdict.UNSURE, now=61)
     assert isinstance(next_action(steps, world.seen()), Wait)
-    world.approved = True
+    world.approved_at = 59
+    assert isinstance(next_action(steps, world.seen()), Wait), "said before there was a doubt"
+    world.approved_at = 61
     walk(steps, world)
     assert world.phase is Phase.PROMOTED
+
+
+def test_a_person_overrules_only_where_the_file_lets_them() -> None:
+    steps = a_plan(CANARY | {"judge": JUDGE, "within": 60})
+    seen = World(phase=Phase.SHIFTING, share=10, new_ready=2, verdict=Verdict.UNSURE, now=61)
+    seen.approved_at = 50
+    assert isinstance(next_action(steps, seen.seen()), RollBack)
+
+
+def test_an_approval_counts_for_the_step_at_which_it_was_given() -> None:
+    steps = a_plan(CANARY | {"approve": True})
+    early = World(phase=Phase.SHIFTING, share=50, new_ready=2, shifted_at=10, now=13, approved_at=5)
+    assert isinstance(next_action(steps, early.seen()), AskApproval)
+    early.approved_at = 12
+    assert next_action(steps, early.seen()) == Shift(100)
+
+
+def test_what_has_not_baked_at_the_deadline_goes_back() -> None:
+    steps = a_plan({"strategy": "blue-green", "bake": 30, "within": 60})
+    world = World(phase=Phase.SHIFTING, share=100, new_ready=2, shifted_at=55, now=61, verdict=None)
+    assert isinstance(next_action(steps, world.seen()), RollBack)
 
 
 def test_approval_is_asked_before_all_traffic() -> None:

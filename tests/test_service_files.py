@@ -79,10 +79,10 @@ REQUIRED = {
 }
 OUT_OF_RANGE: dict[tuple[str, ...], list[Any]] = {
     ("version",): [0, 2, -1, "one"],
-    ("service",): ["Shop", "shop_1", "-shop", "x" * 41, ""],
+    ("service",): ["Shop", "shop_1", "-shop", "x" * 37, ""],
     ("build", "within"): ["-1s", "soon"],
     ("build", "python", "version"): ["3", "2.7.1", "python3"],
-    ("run", "command"): ["serve --port 80", [], ""],
+    ("run", "command"): ["serve --port 80", [], "", "serve {port} '"],
     ("run", "replicas"): [0, -1, 101, 1.5],
     ("run", "start"): ["0s", "-5s", "5 parsecs"],
     ("run", "health", "path"): ["healthz", "", "/a b"],
@@ -92,6 +92,7 @@ OUT_OF_RANGE: dict[tuple[str, ...], list[Any]] = {
     ("run", "limits", "open_files"): [1, -1],
     ("run", "env"): [{"A-B": "x"}, {"A": True}, {"A": None}, {"A": ["x"]}],
     ("run", "files"): [{"/etc/passwd": "x"}, {"../x": "x"}],
+    ("environments",): [{"pre-prod": {}}, {"Prod": {}}, {"x" * 21: {}}],
     ("route", "port"): [0, 65536, -1],
     ("route", "host"): ["a b", "http://x"],
     ("rollout", "strategy"): ["blue-gren", "big-bang", ""],
@@ -105,7 +106,7 @@ OUT_OF_RANGE: dict[tuple[str, ...], list[Any]] = {
         [],
     ],
     ("rollout", "bake"): ["-1s", "1s"],
-    ("rollout", "within"): ["0s", "1m"],
+    ("rollout", "within"): ["0s", "1m", "8m"],
     ("rollout", "keep"): [0, 101],
     ("rollout", "judge", "errors"): ["at most 3", "at most 5s", "under 2%", "at most 101%", "2%"],
     ("rollout", "judge", "p99"): ["at most 3%", "500ms"],
@@ -169,6 +170,7 @@ def as_text(document: Any) -> str:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     (tmp_path / "prod.toml").write_text("a = 1\n")
+    (tmp_path / "requirements.txt").write_text("")
     return tmp_path / "dafnck.yaml"
 
 
@@ -203,7 +205,11 @@ def test_a_malformed_file_is_refused_with_file_line_and_key(
     item = named[-1].isdigit() and line.lstrip().startswith("-")
     assert item or any(part in line for part in named[-2:]) or what.startswith("without"), message
     assert refused.value.exit_code == 2
-    assert {path.name for path in file.parent.iterdir()} == {"dafnck.yaml", "prod.toml"}
+    assert {path.name for path in file.parent.iterdir()} == {
+        "dafnck.yaml",
+        "prod.toml",
+        "requirements.txt",
+    }
 
 
 @pytest.mark.parametrize(
@@ -265,6 +271,14 @@ def test_configuration_files_must_be_there(file: Path) -> None:
     assert configuration(wanted, environment, file) == {"config.toml": b"a = 1\n"}
     (file.parent / "prod.toml").unlink()
     with pytest.raises(BadInput, match=r":\d+: run.files.config.toml: cannot read .*No such file"):
+        configuration(wanted, environment, file)
+
+
+def test_paths_of_the_build_must_be_there(file: Path) -> None:
+    file.write_text(as_text(FULL))
+    wanted, environment = read_service(file, "dev")
+    (file.parent / "requirements.txt").unlink()
+    with pytest.raises(BadInput, match=r":\d+: build.python.requirements: there is no file"):
         configuration(wanted, environment, file)
 
 
