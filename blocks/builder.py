@@ -43,6 +43,7 @@ class Builder:
         if not source.is_dir():
             raise BadInput(f"build: source: there is no directory {source}; nothing was built")
         files = list(_source_files(source))
+        _check_inside(build, source, files)
         digest = _digest(build, source, files)
         target = self._artifacts / digest
         with locked(self._artifacts / "locks" / f"{digest}.lock"):
@@ -111,11 +112,6 @@ class Builder:
         install = [uv, "pip", "install", "--compile-bytecode", "--link-mode", "copy"]
         install += ["--python", str(venv / "bin" / "python")]
         if build.python.requirements:
-            if not (source / build.python.requirements).is_file():
-                raise BadInput(
-                    f"build: python: requirements: there is no file "
-                    f"{source / build.python.requirements}; nothing was built"
-                )
             install += ["--requirement", build.python.requirements]
         if build.python.project:
             install.append(str((source / build.python.project).resolve()))
@@ -168,6 +164,21 @@ class _Steps:
         lines = self._log.read_text(errors="replace").splitlines()
         useful = [line for line in lines if line.strip()]
         return "\n".join(f"  | {line}" for line in useful[-15:])
+
+
+def _check_inside(build: Build, source: Path, files: list[Path]) -> None:
+    """What an artifact is made from must be among what names it."""
+    if build.python is None:
+        return
+    wanted = build.python.requirements
+    if wanted and Path(os.path.normpath(wanted)) not in files:
+        raise BadInput(
+            f"build.python.requirements: {wanted} is not part of the source {source}: there is no "
+            "such file, it is outside, or git ignores it; nothing was built"
+        )
+    project = build.python.project
+    if project and not (source / project).resolve().is_relative_to(source):
+        raise BadInput(f"build.python.project: {project} is outside of {source}; nothing was built")
 
 
 def _source_files(source: Path) -> Iterator[Path]:

@@ -16,7 +16,8 @@ from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
 
 from policy.canary import Counters, Sample
 from policy.errors import LeaseLost, Refused, Unreachable
@@ -131,12 +132,15 @@ class Ledger:
         self._engine = sa.create_engine(url, pool_pre_ping=not options, **options)
         if options:
             sa.event.listen(self._engine, "connect", _sqlite_settings)
+        # Other processes may be making the same tables at the same moment.
+        again = Retrying(
+            retry=retry_if_exception_type(DBAPIError),
+            wait=wait_random(0, 0.2),
+            stop=stop_after_attempt(10),
+            reraise=True,
+        )
         with self._answering():
-            try:
-                _meta.create_all(self._engine)
-            except DBAPIError:
-                # Another process was making the same tables at the same moment.
-                _meta.create_all(self._engine)
+            again(_meta.create_all, self._engine)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -155,10 +159,13 @@ class Ledger:
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
+        except IntegrityError:
+            raise  # an answer, not a failure
+        except SQLAlchemyError as error:
             where = self._engine.url.render_as_string(hide_password=True)
+            why = getattr(error, "orig", None) or error
             raise Unreachable(
-                f"the ledger {where} cannot be used ({error.orig}); what serves serves. Look at "
+                f"the ledger {where} cannot be used ({why}); what serves serves. Look at "
                 "its disk and its server, then: dafnck status"
             ) from error
 
@@ -304,8 +311,13 @@ class Ledger:
             values["reason"] = reason
         if phase in FINISHED:
             values["finished_at"] = self.clock()
+        where = [rollouts.c.id == rollout_id]
+        if phase is Phase.ROLLING_BACK:
+            # What was promoted or has ended is not taken back by a process that comes late.
+            ends = [p.value for p in (*FINISHED, Phase.DRAINING)]
+            where.append(rollouts.c.phase.not_in(ends))
         with self._writing() as db:
-            db.execute(rollouts.update().where(rollouts.c.id == rollout_id).values(**values))
+            db.execute(rollouts.update().where(*where).values(**values))
 
     def approve(self, rollout_id: int, who: str) -> None:
         with self._writing() as db:

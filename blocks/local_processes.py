@@ -4,6 +4,7 @@ A release has a folder of its own: a copy of the artifact's files, its configura
 a replica. The folder outlives the processes, so an old release starts again as it was.
 """
 
+import http.client
 import json
 import os
 import random
@@ -84,6 +85,8 @@ class LocalProcesses:
             trouble=troubles[0] if troubles else "",
             health_path=health.path if health else None,
             fatal=any(self._given_up(release_id, n, programs) for n in numbers),
+            restarts=sum(max(0, self._starts(release_id, n) - 1) for n in numbers),
+            health_timeout=health.timeout if health else 2.0,
             host=release.host if release else "",
             port=release.route.port if release else None,
         )
@@ -212,11 +215,15 @@ class LocalProcesses:
         program = programs.get(f"{release_id}.{number}")
         if program is None or program.state not in ("BACKOFF", "FATAL", "EXITED"):
             return False
+        return program.state == "FATAL" or self._starts(release_id, number) >= CRASHES
+
+    def _starts(self, release_id: str, number: int) -> int:
+        """How often the launcher started this replica since its port was chosen."""
         try:
             pid_file = self._folder(release_id) / f"replica-{number}.pid"
-            return int(pid_file.read_text().split()[2]) >= CRASHES
+            return int(pid_file.read_text().split()[2])
         except (FileNotFoundError, IndexError):
-            return program.state == "FATAL"
+            return 0
 
     def _last_line(self, release_id: str, number: int) -> str:
         lines = tail(self._stack.logs / release_id / f"{number}.log", 5)
@@ -243,7 +250,7 @@ def health_trouble(health: Health, port: int, env: dict[str, str], cwd: str) -> 
             return "" if 200 <= answer.status < 300 else f"{health.path} answers {answer.status}"
     except urllib.error.HTTPError as error:
         return f"{health.path} answers {error.code}"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{health.path} does not answer: {getattr(error, 'reason', error)}"
 
 

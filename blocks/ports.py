@@ -49,8 +49,9 @@ class TrafficRouter(Protocol):
 
     def set_shares(self, shares: dict[str, int]) -> None:
         """Send these percentages to these attached releases, 0 to all others, and read back.
-        Empty: nothing serves. Raises NotApplied or Unreachable; the wish is then still stored
-        and is taken up by the router when it can."""
+        A release without a share loses its cohort too. Empty: nothing serves. Raises NotApplied
+        for a release that is not attached, nothing is changed then; NotApplied or Unreachable when
+        the router does not confirm: the wish is stored and taken up when it can."""
 
     def match(self, rules: MatchRules | None) -> None:
         """Preview header, cohort and stickiness; None removes them."""

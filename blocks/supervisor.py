@@ -16,7 +16,7 @@ from blocks.files import write_atomically
 from policy.errors import NotApplied, Unreachable
 
 LAUNCHER = Path(__file__).with_name("exec_replica.py")
-_BAD_NAME, _NOT_RUNNING, _ALREADY_ADDED = 10, 70, 90
+_SHUTDOWN, _BAD_NAME, _NOT_RUNNING, _ALREADY_ADDED = 6, 10, 70, 90
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -58,16 +58,22 @@ class Supervisor:
         self._programs = folder / "conf.d"
         self._socket = socket_path
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any, tolerate: tuple[int, ...] = ()) -> Any:
+        """-> the answer; None for a fault in `tolerate`. Raises NotApplied for any other fault."""
         # One connection a call: the server closes idle ones, and calls are rare.
         transport = _UnixTransport(self._socket)
         try:
             with xmlrpc.client.ServerProxy("http://local", transport=transport) as proxy:
-                call: Any = proxy
-                for part in method.split("."):
-                    call = getattr(call, part)
-                return call(*arguments)
-        except (OSError, http.client.HTTPException) as error:
+                return getattr(proxy.supervisor, method)(*arguments)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode in tolerate:
+                return None
+            if fault.faultCode == _SHUTDOWN:
+                raise Unreachable("supervisord is being stopped; nothing was changed") from fault
+            raise NotApplied(
+                f"supervisord refused {method}: {fault.faultString}; what runs keeps running"
+            ) from fault
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
             raise Unreachable(
                 f"supervisord does not answer ({error}); what runs keeps running, nothing can be "
                 "started or stopped. Start it again: dafnck up"
@@ -75,7 +81,7 @@ class Supervisor:
 
     def answers(self) -> bool:
         try:
-            return bool(self._call("supervisor.getState")["statename"] == "RUNNING")
+            return bool(self._call("getState")["statename"] == "RUNNING")
         except Unreachable:
             return False
 
@@ -84,7 +90,7 @@ class Supervisor:
             info["name"]: Program(
                 info["name"], info["statename"], info["pid"], info["start"], info["spawnerr"]
             )
-            for info in self._call("supervisor.getAllProcessInfo")
+            for info in self._call("getAllProcessInfo")
         }
 
     def add(self, name: str, spec: Path, log: Path, *, restarts: int, grace_seconds: float) -> None:
@@ -109,37 +115,25 @@ class Supervisor:
         lines = [f"[program:{name}]"]
         lines += [f"{key}={value.replace('%', '%%')}" for key, value in settings.items()]
         write_atomically(self._programs / f"{name}.conf", "\n".join(lines) + "\n")
-        self._reload()
-        try:
-            self._call("supervisor.addProcessGroup", name)
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode != _ALREADY_ADDED:
-                raise NotApplied(f"supervisord refused {name}: {fault.faultString}") from fault
-            if not self.programs()[name].alive:
-                self._call("supervisor.startProcess", name, False)
-
-    def _reload(self) -> None:
-        try:
-            self._call("supervisor.reloadConfig")
-        except xmlrpc.client.Fault as fault:
-            raise NotApplied(
-                f"supervisord cannot read its configuration: {fault.faultString}; "
-                "what runs keeps running"
-            ) from fault
+        self._call("reloadConfig")
+        self._call("addProcessGroup", name, tolerate=(_ALREADY_ADDED,))
+        give_up = time.monotonic() + grace_seconds + 10
+        while not (program := self.programs().get(name)) or program.state == "STOPPING":
+            if time.monotonic() > give_up:
+                raise NotApplied(f"{name} does not come out of {program and program.state}")
+            time.sleep(0.05)
+        if not program.alive:
+            self._call("startProcess", name, False)
 
     def remove(self, name: str, grace_seconds: float) -> None:
         """SIGTERM, after the grace time SIGKILL, gone and forgotten. Idempotent."""
         give_up = time.monotonic() + grace_seconds
         killed, group = False, 0
-        try:
-            self._call("supervisor.stopProcess", name, False)
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode not in (_BAD_NAME, _NOT_RUNNING):
-                raise NotApplied(f"supervisord: {fault.faultString}") from fault
+        self._call("stopProcess", name, False, tolerate=(_BAD_NAME, _NOT_RUNNING))
         while (program := self.programs().get(name)) and program.state in ("STOPPING", "RUNNING"):
             if time.monotonic() > give_up and not killed:
                 killed = True
-                self._quietly("supervisor.signalProcess", name, "KILL")
+                self._call("signalProcess", name, "KILL", tolerate=(_BAD_NAME, _NOT_RUNNING))
             if time.monotonic() > give_up + 10:
                 raise NotApplied(f"{name} (pid {program.pid}) does not end, not even by SIGKILL")
             group = program.pid
@@ -149,14 +143,7 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
         (self._programs / f"{name}.conf").unlink(missing_ok=True)
-        self._quietly("supervisor.removeProcessGroup", name)
-
-    def _quietly(self, method: str, *arguments: Any) -> None:
-        try:
-            self._call(method, *arguments)
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode not in (_BAD_NAME, _NOT_RUNNING):
-                raise NotApplied(f"supervisord: {fault.faultString}") from fault
+        self._call("removeProcessGroup", name, tolerate=(_BAD_NAME,))
 
     def shutdown(self) -> None:
-        self._call("supervisor.shutdown")
+        self._call("shutdown")

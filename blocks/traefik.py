@@ -5,6 +5,7 @@ cannot hold a client on a release that was rolled back; a write counts when Trae
 answers with it.
 """
 
+import http.client
 import json
 import re
 import time
@@ -30,7 +31,7 @@ def _get(url: str) -> bytes:
         if error.code == 404:
             return b"{}"
         raise Unreachable(f"Traefik answers {error.code} to {url}") from error
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise Unreachable(
             f"Traefik does not answer ({error}). Its files hold the last wish and it takes them up "
             "when it runs; dafnck up starts it"
@@ -72,6 +73,7 @@ class TraefikRouter:
             backend = {
                 "urls": list(endpoints.urls),
                 "health": endpoints.health_path,
+                "timeout": endpoints.health_timeout,
                 "host": endpoints.host,
                 "port": endpoints.port,
             }
@@ -99,9 +101,12 @@ class TraefikRouter:
         self._wait_for(release_id, lambda service: not service)
 
     def shares(self) -> dict[str, int]:
-        attached = dict.fromkeys(self._read()["backends"], 0)
+        state = self._read()
+        attached = dict.fromkeys(state["backends"], 0)
         weighted = self._service(self.name).get("weighted", {}).get("services", [])
         held = {one["name"].removesuffix("@file"): one.get("weight", 0) for one in weighted}
+        if state["shares"] and not held:
+            raise Unreachable("Traefik was started a moment ago and has not read its files yet")
         return attached | held
 
     def set_shares(self, shares: dict[str, int]) -> None:
@@ -111,6 +116,8 @@ class TraefikRouter:
             if unknown := set(wanted) - set(state["backends"]):
                 raise NotApplied(f"{', '.join(unknown)} not attached; traffic is unchanged")
             state["shares"] = wanted
+            if state["rules"] and state["rules"]["release_id"] not in wanted:
+                state["rules"]["cohort_on"] = False  # the cohort goes back with the others
             self._write(state)
 
         def held(service: dict[str, Any]) -> bool:
@@ -172,9 +179,9 @@ class TraefikRouter:
                 # Takes a replica that hangs out of the rotation; one alone is never taken out.
                 balancer["healthCheck"] = {
                     "path": backend["health"],
-                    "interval": "5s",
+                    "interval": f"{max(5.0, backend['timeout']):g}s",
                     "unhealthyInterval": "1s",
-                    "timeout": "4s",
+                    "timeout": f"{max(4.0, backend['timeout']):g}s",
                 }
             services[release] = {"loadBalancer": balancer}
         if shares:

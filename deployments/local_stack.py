@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from blocks.exec_replica import started
 from blocks.files import locked, write_atomically
@@ -157,7 +158,7 @@ def _environment(stack: Stack, name: str) -> dict[str, str]:
     prefixes = ("UV_", "PIP_", "HTTP_", "HTTPS_", "NO_PROXY", "http_", "https_", "no_proxy")
     environment |= {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
     if name == TRAEFIK:
-        return {"PATH": os.environ.get("PATH", os.defpath)}
+        return {}
     environment |= prefect_environment(stack)
     if name == SERVER:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = environment["PREFECT_API_AUTH_STRING"]
@@ -186,11 +187,21 @@ def _run(
     }
     program = supervisor.programs().get(name)
     text = json.dumps(content, indent=1)
-    if program and program.alive and (restart or text != spec.read_text()):
+    if (
+        program
+        and program.alive
+        and (restart or _ours(content) != _ours(json.loads(spec.read_text())))
+    ):
         supervisor.remove(name, grace_seconds)
     write_atomically(spec, text, 0o600)
     log = stack.logs / f"{name}.log"
     supervisor.add(name, spec, log, restarts=50, grace_seconds=grace_seconds)
+
+
+def _ours(spec: dict[str, Any]) -> Any:
+    """What must be the same for a program to be left alone; not what a shell happens to bring."""
+    prefixes = ("PREFECT_", "DAFNCK_")
+    return spec["argv"], {k: v for k, v in spec["env"].items() if k.startswith(prefixes)}
 
 
 def _write_traefik(stack: Stack) -> bool:
@@ -251,6 +262,9 @@ def _start_supervisord(stack: Stack, supervisor: Supervisor) -> None:
     folder = stack.supervisor
     (folder / "conf.d").mkdir(parents=True, exist_ok=True)
     stack.supervisor_socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = stack.supervisor_socket.parent.stat()
+    if owner.st_uid != os.geteuid():
+        raise BadInput(f"{stack.supervisor_socket.parent} belongs to another user")
     escaped = str(folder).replace("%", "%%")
     lines = [
         "[supervisord]",

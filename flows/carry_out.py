@@ -1,6 +1,7 @@
 """A rollout from its first action to its last: decide from what is seen, do it, look again."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ log = logging.getLogger("dafnck")
 log.setLevel(logging.INFO)  # these lines are the story that Prefect's UI shows
 
 
+class TurnBack(DafnckError):
+    """In the middle of a long wait, going back became due."""
+
+    exit_code = 1
+
+
 @dataclass
 class Progress:
     """What must be known about a rollout even when the ledger cannot be asked."""
@@ -61,6 +68,17 @@ def carry_out(
         site.ledger.approve(rollout.id, "somebody in the Prefect UI")
         eyes.interrupted.set()
 
+    looked_at = 0.0
+
+    def still_good() -> None:
+        """Long waits look up once a second: what is due then may be the way back."""
+        nonlocal looked_at
+        if time.monotonic() - looked_at > 1:
+            looked_at = time.monotonic()
+            if isinstance(due := next_action(plan, eyes.look()), RollBack):
+                eyes.tell(due)
+                raise TurnBack(due.reason)
+
     with eyes, OwnRun(cancelled, resumed) as own_run:
         while not isinstance(action := next_action(plan, eyes.look()), Stop):
             if not isinstance(action, Wait | AskApproval):
@@ -68,7 +86,7 @@ def carry_out(
                 publisher.table("steps", _steps(site, rollout), f"Release of {new.version}")
             match action:
                 case StartNew(replicas):
-                    ready = workloads.start_replicas(site, rollout.id, new, replicas)
+                    ready = workloads.start_replicas(site, rollout.id, new, replicas, still_good)
                     on = eyes.known.shares.get(new.id, 0) > 0
                     traffic.preview(site, rollout, new, ready, cohort_on=on)
                 case Shift(share):
@@ -76,10 +94,10 @@ def carry_out(
                 case Wait() | AskApproval():
                     traffic.watch(site, rollout, plan, eyes, own_run)
                 case ShrinkStable(replicas):
-                    workloads.shrink_stable(site, rollout, replicas)
+                    workloads.shrink_stable(site, rollout, replicas, still_good)
                 case Promote(reason):
+                    progress.promoted = True  # or about to be: nobody can say when this is cut off
                     traffic.promote(site, rollout, new, reason)
-                    progress.promoted = True
                 case Finish():
                     traffic.finish(site, rollout)
                 case RollBack(reason):
@@ -136,6 +154,8 @@ def in_words(error: BaseException) -> str:
         return str(error)
     if isinstance(error, TerminationSignal):
         return "its process was told to stop (SIGTERM), as a cancellation does"
+    if isinstance(error, SystemExit):
+        return "its process was told to end, as when its worker dies"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted from the keyboard"
     return f"{type(error).__name__}: {error}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from blocks.ledger import Ledger
 from blocks.stack import open_stack
+from policy.errors import DafnckError
 from policy.release import FINISHED, Phase
 from tasks.put_back import traffic_to_stable
 from tasks.site import local_site
@@ -26,7 +27,10 @@ def give_traffic_back(flow: Any, flow_run: Any, state: Any) -> None:
             return
         if rollout.release_id is not None and rollout.phase is not Phase.DRAINING:
             site = local_site(stack, ledger, rollout.service, rollout.environment)
-            traffic_to_stable(site, rollout, f"the flow run ended as {state.name}")
+            try:
+                traffic_to_stable(site, rollout, f"the flow run ended as {state.name}")
+            except DafnckError as error:
+                log.error("traffic did not go back at once: %s", error)
         # Prefect calls this after the run's process ended: nobody renews its lease any more.
         ledger.break_lease(rollout.id)
     finally:

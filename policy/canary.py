@@ -115,7 +115,8 @@ def judge(
     while start + policy.interval <= now + 1e-9:
         end = start + policy.interval
         inside = [s for s in samples if start < s.at <= end]
-        measured += [_measure(m, limit, inside, policy, end) for m, limit in limits.items()]
+        before = _total([s.stable for s in samples if s.at <= since])
+        measured += [_measure(m, lim, inside, before, policy, end) for m, lim in limits.items()]
         start = end
     evidence = tuple(measured)
     for metric in limits:
@@ -145,7 +146,12 @@ def _total(counters: Sequence[Counters | None]) -> Counters:
 
 
 def _measure(
-    metric: str, limit: Limit, samples: Sequence[Sample], policy: Judge, at: float
+    metric: str,
+    limit: Limit,
+    samples: Sequence[Sample],
+    stable_before: Counters,
+    policy: Judge,
+    at: float,
 ) -> Measurement:
     def unsure(words: str) -> Measurement:
         return Measurement(metric, at, None, None, Verdict.UNSURE, words)
@@ -158,6 +164,9 @@ def _measure(
             f"the new release had {new.requests:.0f} requests in {in_words(policy.interval)}, "
             f"{policy.min_requests} needed"
         )
+    if stable.requests < policy.min_requests:
+        # With all traffic on the new release, the stable one is known by what it did before.
+        stable = stable_before
     if limit.of == "stable" and stable.requests < policy.min_requests:
         return unsure(
             f"the stable release had {stable.requests:.0f} requests in "
@@ -185,13 +194,13 @@ def routing_doubt(new_requests: float, stable_requests: float, share: int) -> st
     """Why the observed split contradicts the configured share; None when it does not.
 
     Weighted round robin keeps much closer to the share than independent draws, so five binomial
-    standard deviations (plus two requests that are on their way) are a generous bound.
+    standard deviations, plus ten requests that were long on their way, are a generous bound.
     """
     total = new_requests + stable_requests
     if total < 50:
         return None
     expected = share / 100
-    slack = 5 * sqrt(expected * (1 - expected) / total) + 2 / total
+    slack = 5 * sqrt(expected * (1 - expected) / total) + 10 / total
     observed = new_requests / total
     if abs(observed - expected) <= slack:
         return None

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+LONGEST_SECONDS = 30 * 86400.0
 BYTES = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 _duration = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
@@ -16,14 +17,20 @@ _percent = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 def seconds(value: Any) -> float:
     """'500ms', '20s', '1h 30m' or a number of seconds -> seconds. Raises ValueError."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if value < 0:
-            raise ValueError("must not be negative")
-        return float(value)
+        return _bounded(float(value))
     if isinstance(value, str):
         parts = _duration.findall(value)
         if parts and not _duration.sub("", value).strip():
-            return float(sum(float(number) * SECONDS[unit] for number, unit in parts))
+            return _bounded(sum(float(number) * SECONDS[unit] for number, unit in parts))
     raise ValueError(f"{value!r} is not a duration; write 500ms, 20s, 10m, 1h 30m")
+
+
+def _bounded(number: float) -> float:
+    if number < 0:
+        raise ValueError("must not be negative")
+    if not number <= LONGEST_SECONDS:  # also what is not a number
+        raise ValueError("is longer than 30d")
+    return number
 
 
 def size_bytes(value: Any) -> int:

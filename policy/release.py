@@ -113,6 +113,8 @@ class Endpoints:
     trouble: str = ""  # why replicas are not ready, as far as the platform knows
     health_path: str | None = None
     fatal: bool = False  # the platform gave up on a replica
+    restarts: int = 0  # how often replicas ended and were started again
+    health_timeout: float = 2.0  # seconds
     host: str = ""  # Host header of the requests that are meant for it
     port: int | None = None  # or the router's port for it alone
 

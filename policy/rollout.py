@@ -14,6 +14,8 @@ from policy.quantities import in_words
 from policy.release import FINISHED, Phase, Verdict
 from policy.service_file import Rollout
 
+RESTARTS = 3  # of the new release's replicas; one may be an accident
+
 
 @dataclass(frozen=True)
 class Step:
@@ -79,6 +81,8 @@ class Seen:
     share: int
     shifted_at: float  # when the router took the present share
     new_ready: int
+    new_dead: bool  # none was ready for several looks in a row
+    restarts: int  # how often replicas of the new release ended and were started again
     stable_running: int
     verdict: Verdict | None = None
     verdict_reason: str = ""
@@ -187,10 +191,15 @@ def next_action(plan: Plan, seen: Seen) -> Action:
     if seen.verdict is Verdict.FAIL:
         return RollBack(seen.verdict_reason)
 
+    if seen.restarts >= RESTARTS:
+        return RollBack(f"replicas of the new release ended {seen.restarts} times: {seen.trouble}")
+
     at = plan.reached(seen.share)
-    if at is not None and seen.new_ready == 0:
+    if at is not None and seen.new_dead:
         return RollBack(f"no replica of the new release is ready: {seen.trouble or 'no answer'}")
-    late = seen.now > plan.deadline
+    # A person who approves after the deadline gives the rollout more time, not less care.
+    extended = seen.approved_at is not None and seen.approved_at > plan.deadline
+    late = seen.now > plan.deadline and not extended
     if at is None:
         if late:
             return RollBack("nobody approved in time" if plan.approve else "no traffic in time")
@@ -204,19 +213,23 @@ def next_action(plan: Plan, seen: Seen) -> Action:
     if seen.now < baked_at and not late:
         pause = min(plan.poll_seconds, baked_at - seen.now)
         return Wait(pause, f"bakes for {in_words(plan.bake_seconds)}")
-    # A person overrules the clock and the doubt, but only after both were there to be seen.
-    overruled = late and seen.approved_at is not None and seen.approved_at > plan.deadline
-    if plan.judged and seen.verdict is not Verdict.PASS and not (plan.first and not late):
-        if not late:
+    if plan.judged and seen.verdict is not Verdict.PASS and not plan.first:
+        # To overrule the doubt, it must have been there to be seen.
+        overruled = extended and (seen.approved_at or 0) >= baked_at
+        if seen.now <= plan.deadline:
             return Wait(plan.poll_seconds, f"unsure: {seen.verdict_reason}")
-        if plan.hold_when_unsure and not overruled:
+        if not plan.hold_when_unsure:
+            return RollBack(f"still unsure at the deadline: {seen.verdict_reason}")
+        if not overruled:
             held = "held until a person says dafnck approve or dafnck abort"
             return Wait(plan.poll_seconds, f"{held}: {seen.verdict_reason}")
-        if not overruled:
-            return RollBack(f"still unsure at the deadline: {seen.verdict_reason}")
-    if late and not overruled and (not last or seen.now < baked_at):
+    if late and (not last or seen.now < baked_at or seen.new_ready < step.new):
         return RollBack("the time for the whole rollout is over")
-    return Promote(_why(plan, seen)) if last else _towards(plan, plan.steps[at + 1], seen)
+    if not last:
+        return _towards(plan, plan.steps[at + 1], seen)
+    if seen.new_ready < step.new:
+        return Wait(plan.poll_seconds, f"{seen.new_ready} of {step.new} replicas are ready")
+    return Promote(_why(plan, seen))
 
 
 def _towards(plan: Plan, step: Step, seen: Seen) -> Action:

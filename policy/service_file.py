@@ -288,7 +288,7 @@ class Judge(Part):
     p90: LimitText | None = Field(None, description="90th percentile of latency")
     p95: LimitText | None = Field(None, description="95th percentile of latency")
     p99: LimitText | None = Field(None, description="99th percentile of latency")
-    interval: Seconds = Field(5.0, gt=0, description="length of one measurement")
+    interval: Seconds = Field(5.0, ge=0.5, description="length of one measurement")
     failure_limit: int = Field(0, ge=0, description="failed measurements that are forgiven")
     min_requests: int = Field(
         20, ge=1, description="fewer requests in a measurement are inconclusive"

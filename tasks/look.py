@@ -68,7 +68,9 @@ class Eyes:
         workloads = self.site.platform.workloads
         known.new = self._ask("workloads", lambda: workloads.endpoints(self.new.id), known.new)
         if (stable := record.stable_id) and stable != self.new.id:
-            known.stable = self._ask("workloads", lambda: workloads.endpoints(stable), known.stable)
+            known.stable = self._ask(
+                "workloads", lambda: workloads.endpoints(stable, quick=True), known.stable
+            )
         share = known.shares.get(self.new.id, 0)
         self.judgement = self._judge(share)
         ready = len(known.new.ready) if known.new else 0
@@ -78,8 +80,10 @@ class Eyes:
             phase=record.phase,
             share=share,
             shifted_at=self.shifted_at,
+            new_ready=ready,
             # Under load a health check may go unanswered now and then; death is silence that lasts.
-            new_ready=1 if share and not ready and self._misses < MISSES else ready,
+            new_dead=self._misses >= MISSES,
+            restarts=known.new.restarts if known.new else 0,
             stable_running=known.stable.wanted if known.stable else 0,
             verdict=self.judgement.verdict if self.judgement else None,
             verdict_reason=self.judgement.reason if self.judgement else "",

@@ -69,13 +69,14 @@ class OwnRun:
         assert self._id
         assert self._api
         while not self._over.wait(0.5):
+            waiting = self._paused  # before asking: what is read may be older than a pause
             try:
                 kind = self._api.state(self._id).get("type")
+                if kind in ("CANCELLING", "CANCELLED"):
+                    self._on_cancel()
+                    return
+                if waiting and kind == "RUNNING":
+                    self._paused = False
+                    self._on_resume()
             except (Unreachable, Refused):
-                continue
-            if kind in ("CANCELLING", "CANCELLED"):
-                self._on_cancel()
-                return
-            if self._paused and kind == "RUNNING":
-                self._paused = False
-                self._on_resume()
+                continue  # the next look is half a second away

@@ -7,10 +7,11 @@ at any point: called again, they go on from what the ledger and the router say.
 
 import logging
 import time
+from collections.abc import Callable
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from policy.errors import NotApplied, Unreachable
+from policy.errors import DafnckError, NotApplied, Unreachable
 from policy.matching import resting_rules
 from policy.release import FINISHED, Phase, RolloutRecord
 from tasks.site import Site
@@ -29,38 +30,58 @@ def put_back(site: Site, rollout_id: int, reason: str) -> Phase:
         site.ledger.set_phase(rollout_id, Phase.FAILED, reason)
         return Phase.FAILED
     had_traffic = any(i.act == "shift" for i in site.ledger.intents(rollout_id))
-    if rollout.phase is not Phase.ROLLING_BACK or not _stable_has_all(site, rollout):
-        traffic_to_stable(site, rollout, reason)
+    traffic_to_stable(site, rollout, reason)
     _clean_up(site, rollout)
     end = Phase.ROLLED_BACK if had_traffic else Phase.FAILED
     site.ledger.set_phase(rollout_id, end)
     return end
 
 
-def _stable_has_all(site: Site, rollout: RolloutRecord) -> bool:
-    held = {release: share for release, share in site.platform.router.shares().items() if share}
-    return held == ({rollout.stable_id: 100} if rollout.stable_id else {})
-
-
 def traffic_to_stable(site: Site, rollout: RolloutRecord, reason: str) -> None:
-    """All requests to the stable release, read back from the router.
+    """All requests to the stable release, read back from the router; a no-op when it has them.
 
-    Raises NotApplied or Unreachable when the router does not confirm; the wish is then stored."""
+    Raises NotApplied when stable cannot take them: traffic is then unchanged. Raises Unreachable
+    when the router does not confirm: it takes the wish up when it runs."""
     stable = rollout.stable_id
     wanted = {stable: 100} if stable else {}
+    if rollout.phase is Phase.ROLLING_BACK and _held(site) == wanted:
+        _whole_again(site, stable)
+        return
     with site.ledger.act(
         rollout.id, "traffic to stable", even_unrecorded=True, shares=wanted, reason=reason
     ):
-        try:
-            if stable is not None:
+        if _held(site) == wanted:
+            _whole_again(site, stable)
+        elif stable is not None:
+            try:
                 make_room(site, stable)
-        except Unreachable as error:
-            # It was serving a moment ago; asking whether it is ready must not hold traffic up.
-            log.warning("%s", error)
+            except NotApplied:
+                raise
+            except Exception as error:
+                # It was serving a moment ago; what keeps us from asking must not hold traffic up.
+                log.exception("%s is not known to be ready: %s", stable, error)
         for attempt in patiently():
             with attempt:
                 site.platform.router.set_shares(wanted)
     site.ledger.set_phase(rollout.id, Phase.ROLLING_BACK, reason)
+
+
+def _held(site: Site) -> dict[str, int] | None:
+    """Shares as the router holds them; None when it does not answer."""
+    try:
+        return {release: share for release, share in site.platform.router.shares().items() if share}
+    except Unreachable:
+        return None
+
+
+def _whole_again(site: Site, stable: str | None) -> None:
+    """Stable has all traffic already: give it its replicas, but nothing depends on that."""
+    if stable is None:
+        return
+    try:
+        make_room(site, stable)
+    except DafnckError as error:
+        log.warning("%s has all traffic, but is not whole: %s", stable, error)
 
 
 def patiently() -> Retrying:
@@ -74,15 +95,21 @@ def patiently() -> Retrying:
 
 
 def make_room(site: Site, release_id: str) -> None:
-    """Before traffic goes back to a release it has its replicas ready; most of the time it has."""
+    """Before traffic goes back to a release it has its replicas ready; most of the time it has.
+
+    One that serves right now is not asked again, and does not wait for a replica that is being
+    restarted. Raises NotApplied when none gets ready in its start time."""
     release = site.ledger.release(release_id)
-    workloads = site.platform.workloads
-    endpoints = workloads.endpoints(release_id, quick=True)
-    if endpoints.ready and endpoints.wanted >= release.run.replicas:
-        # Whole, or whole again in a moment: one that is being restarted is no reason to wait.
-        site.platform.router.attach(endpoints)  # known already, but for a death in between
+    workloads, router = site.platform.workloads, site.platform.router
+    serves = bool((_held(site) or {}).get(release_id))
+    endpoints = workloads.endpoints(release_id, quick=serves)
+    whole = endpoints.wanted >= release.run.replicas
+    ready = len(endpoints.ready)
+    if ready < release.run.replicas:
+        workloads.start(release, release.run.replicas)  # also what was given up
+    if whole and (ready >= release.run.replicas or (serves and ready)):
+        router.attach(endpoints)  # known already, but for a death in between
         return
-    workloads.start(release, release.run.replicas)
     give_up = time.monotonic() + release.run.start
     while len((endpoints := workloads.endpoints(release_id)).ready) < release.run.replicas:
         if time.monotonic() > give_up:
@@ -91,10 +118,11 @@ def make_room(site: Site, release_id: str) -> None:
                 break
             raise NotApplied(
                 f"the stable release {release_id} has no ready replica ({endpoints.trouble}); "
-                "traffic is unchanged"
+                "traffic is unchanged. Repair what it needs, then: "
+                f"dafnck rollback {site.service} --env {site.environment}"
             )
         time.sleep(0.1)
-    site.platform.router.attach(endpoints)
+    router.attach(endpoints)
 
 
 def _clean_up(site: Site, rollout: RolloutRecord) -> None:
@@ -136,9 +164,17 @@ def retire(site: Site, rollout_id: int, release_id: str) -> None:
         site.platform.workloads.stop(release_id, site.ledger.release(release_id).run.grace)
 
 
-def drain(site: Site, release_id: str, *, keep: int = 0, quiet_seconds: float = 0.5) -> int:
+def drain(
+    site: Site,
+    release_id: str,
+    *,
+    keep: int = 0,
+    quiet_seconds: float = 0.5,
+    still_good: Callable[[], None] = lambda: None,
+) -> int:
     """Wait until no connection to the release is in use, at most its drain time; the first `keep`
-    replicas do not matter. -> connections that are still open then."""
+    replicas do not matter. -> connections that are still open then. `still_good` raises to end the
+    waiting."""
     give_up = time.monotonic() + site.ledger.release(release_id).run.drain
     quiet_since = time.monotonic()
     while True:
@@ -151,15 +187,24 @@ def drain(site: Site, release_id: str, *, keep: int = 0, quiet_seconds: float = 
             return 0
         if now > give_up:
             return open_connections
+        still_good()
         time.sleep(0.1)
 
 
 def unfinished_first(site: Site) -> list[Phase]:
     """A rollout that died left things half-done: end it before anything new begins. Call it under
-    the lease."""
+    the lease. What cannot be put right is written down as ended, so that the next release, which
+    may be the cure, is not kept out."""
     ended = []
     for rollout in site.ledger.unfinished(site.service, site.environment):
         reason = rollout.reason or "its process died before it could end the rollout"
         log.warning("rollout %d of %s was left %s: %s", rollout.id, site, rollout.phase, reason)
-        ended.append(put_back(site, rollout.id, reason))
+        try:
+            ended.append(put_back(site, rollout.id, reason))
+        except NotApplied as error:
+            log.error("rollout %d could not be put right: %s", rollout.id, error)
+            promoted = rollout.phase is Phase.DRAINING
+            phase = Phase.PROMOTED if promoted else Phase.FAILED
+            site.ledger.set_phase(rollout.id, phase, f"{reason}; not put right: {error}")
+            ended.append(phase)
     return ended

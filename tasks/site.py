@@ -59,8 +59,9 @@ def site_of_file(
         if port is not None and there.route.port == port:
             words = f"{port} is in use by {service} in {other}; choose another"
             raise mistake_at(file, environment, ("route", "port"), words)
-        if port is None and not there.route.port and wanted.route.host == there.host:
-            words = f"{there.host} is in use by {service} in {other}; choose another"
+        host = wanted.route.host or f"{wanted.service}.{environment}.localhost"
+        if port is None and not there.route.port and host.lower() == there.host.lower():
+            words = f"{host} is in use by {service} in {other}; choose another"
             raise mistake_at(file, environment, ("route", "host"), words)
     if port is not None and port not in stack.ports.services:
         words = f"{port} is none of the router's; give it this one: dafnck up --listen {port}"

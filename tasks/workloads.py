@@ -1,6 +1,7 @@
 """Starts replicas of the new release and proves them ready; retires replicas of the old one."""
 
 import time
+from collections.abc import Callable
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -17,16 +18,28 @@ class NotReady(DafnckError):
 
 
 @task(cache_policy=NO_CACHE)
-def start_replicas(site: Site, rollout_id: int, release: Release, replicas: int) -> Endpoints:
+def start_replicas(
+    site: Site,
+    rollout_id: int,
+    release: Release,
+    replicas: int,
+    still_good: Callable[[], None],
+) -> Endpoints:
     """Have so many replicas ready: each answers its health check several times in a row.
 
     Raises NotReady with the reason that the platform knows; no traffic has moved then."""
     with site.ledger.act(rollout_id, "start", release=release.id, replicas=replicas):
         site.platform.workloads.start(release, replicas)
-        return wait_ready(site, release, replicas)
+        return wait_ready(site, release, replicas, still_good)
 
 
-def wait_ready(site: Site, release: Release, replicas: int) -> Endpoints:
+def wait_ready(
+    site: Site,
+    release: Release,
+    replicas: int,
+    still_good: Callable[[], None] = lambda: None,
+) -> Endpoints:
+    """Raises NotReady, or what `still_good` raises to end the waiting."""
     health = release.run.health
     give_up = time.monotonic() + release.run.start
     in_a_row = 0
@@ -43,11 +56,14 @@ def wait_ready(site: Site, release: Release, replicas: int) -> Endpoints:
                 f"{release.id}: {len(endpoints.ready)} of {replicas} replicas ready after "
                 f"{release.run.start:g}s (run: start): {endpoints.trouble}"
             )
+        still_good()
         time.sleep(health.interval)
 
 
 @task(cache_policy=NO_CACHE)
-def shrink_stable(site: Site, rollout: RolloutRecord, replicas: int) -> None:
+def shrink_stable(
+    site: Site, rollout: RolloutRecord, replicas: int, still_good: Callable[[], None]
+) -> None:
     """Leave the old release so many replicas; none: drain it, stop it, take it off the router."""
     assert rollout.stable_id is not None
     if replicas == 0:
@@ -58,9 +74,14 @@ def shrink_stable(site: Site, rollout: RolloutRecord, replicas: int) -> None:
     with site.ledger.act(rollout.id, "shrink", release=release.id, replicas=replicas):
         staying = workloads.endpoints(release.id)
         if staying.wanted > replicas:
+            if missing := set(staying.urls[:replicas]) - set(staying.ready):
+                raise NotReady(
+                    f"{len(missing)} of the {replicas} replicas of {release.id} that would stay "
+                    f"are not ready ({staying.trouble}); all of them still run"
+                )
             # The router forgets the ones that go before they stop.
             site.platform.router.attach(staying.first(replicas))
-            put_back.drain(site, release.id, keep=replicas)
+            put_back.drain(site, release.id, keep=replicas, still_good=still_good)
             workloads.start(release, replicas)
 
 

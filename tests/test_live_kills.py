@@ -1,6 +1,7 @@
 """What serves after something was killed, for each part that can be."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -54,7 +55,7 @@ def restarted(supervisor: Supervisor, name: str, old_pid: int) -> None:
     wait_for(look, f"{name} runs again", 30)
 
 
-def test_a_killed_worker_does_not_end_the_release(
+def test_a_killed_worker_takes_its_release_back_with_it(
     stack: Stack,
     ledger: Ledger,
     supervisor: Supervisor,
@@ -70,8 +71,9 @@ def test_a_killed_worker_does_not_end_the_release(
         os.kill(pid, signal.SIGKILL)
         rollout = ended(ledger, run)
     no_request_failed(load)
-    assert rollout.phase is Phase.PROMOTED
-    alone(stack, dafnck, "worker", "worker-local-2")
+    assert rollout.phase is Phase.ROLLED_BACK
+    assert "its process was told to end" in rollout.reason
+    alone(stack, dafnck, "worker", "worker-local-1")
     restarted(supervisor, local_stack.WORKER, pid)
     dafnck("release", service("worker"), "--version", "3")
     alone(stack, dafnck, "worker", "worker-local-3")
@@ -100,8 +102,9 @@ def test_a_killed_router_comes_back_with_the_same_shares(
         rollout = ended(ledger, run, 60)
     assert rollout.phase is Phase.PROMOTED, rollout.reason
     alone(stack, dafnck, "router", "router-local-2")
-    # What failed is what was sent while nothing listened: connections refused or cut, no answers.
-    assert not [kind for kind in load.answers.failed_else if kind.isdigit()]
+    # What failed was sent while nothing listened, or before Traefik had read its files (404).
+    assert sum(load.answers.failed_else.values()) < 150, load.answers.failed_else
+    assert {k for k in load.answers.failed_else if k.isdigit()} <= {"404"}
 
 
 def test_a_router_that_is_down_when_it_is_needed_takes_the_wish_up_later(
@@ -147,7 +150,7 @@ def test_a_new_release_that_dies_under_traffic_is_rolled_back(
         dying = service("dies", run={"env": {"DIE_AFTER": "3"}}, rollout=CANARY | {"bake": "30s"})
         rollout = released(dying, "2")
     assert rollout.phase is Phase.ROLLED_BACK
-    assert "no replica of the new release is ready" in rollout.reason
+    assert re.search("no replica of the new release is ready|ended [3-9] times", rollout.reason)
     alone(stack, dafnck, "dies", "dies-local-1")
 
 
@@ -171,7 +174,7 @@ def test_a_killed_release_process_leaves_the_stable_release(
     no_request_failed(load)
     assert rollout.phase is Phase.ROLLED_BACK
     alone(stack, dafnck, name, f"{name}-local-1")
-    assert ledger.lease(name, "local") is None
+    wait_for(lambda: ledger.lease(name, "local") is None, "its lease is free")
 
 
 def test_a_killed_process_without_a_worker_is_ended_by_whoever_comes_next(

@@ -77,6 +77,14 @@ def test_relative_to_stable() -> None:
     assert verdict(samples(counters(10, 2), counters(1, 0)), rules) is Verdict.UNSURE
 
 
+def test_relative_to_what_stable_did_before_it_lost_all_traffic() -> None:
+    rules = policy(errors="at most 1.5x stable")
+    before = [Sample(float(at), counters(1), counters(100, 10), 10) for at in range(1, 6)]
+    for errors, expected in ((1, Verdict.PASS), (2, Verdict.FAIL)):
+        after = [Sample(float(at), counters(10, errors), counters(0), 100) for at in range(6, 16)]
+        assert judge([*before, *after], rules, since=5, now=15).verdict is expected
+
+
 def test_latency() -> None:
     rules = policy(errors=None, p95="at most 500ms")
     assert verdict(samples(counters(10)), rules) is Verdict.PASS

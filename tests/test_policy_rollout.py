@@ -50,6 +50,8 @@ class World:
             share=self.share,
             shifted_at=self.shifted_at,
             new_ready=self.new_ready,
+            new_dead=self.new_ready == 0,
+            restarts=0,
             stable_running=self.stable_running,
             verdict=self.verdict if self.share else None,
             verdict_reason="because",
@@ -171,7 +173,13 @@ def test_unsure_can_hold_for_a_person() -> None:
     assert isinstance(next_action(steps, world.seen()), Wait)
     world.approved_at = 59
     assert isinstance(next_action(steps, world.seen()), Wait), "said before there was a doubt"
-    world.approved_at = 61
+    for share in (50, 100):
+        world.approved_at = world.now
+        assert next_action(steps, world.seen()) == Shift(share)
+        world.perform(Shift(share))
+        world.now += 5
+        assert isinstance(next_action(steps, world.seen()), Wait), "held again"
+    world.approved_at = world.now
     walk(steps, world)
     assert world.phase is Phase.PROMOTED
 
@@ -219,6 +227,32 @@ def test_an_abort_wins_over_everything() -> None:
 def test_replicas_that_die_under_traffic_roll_back() -> None:
     world = World(phase=Phase.SHIFTING, share=50, new_ready=0)
     assert isinstance(next_action(a_plan(CANARY), world.seen()), RollBack)
+
+
+def test_replicas_that_end_again_and_again_roll_back() -> None:
+    seen = replace(World(phase=Phase.SHIFTING, share=50, new_ready=2).seen(), restarts=3)
+    assert isinstance(next_action(a_plan(CANARY), seen), RollBack)
+
+
+@pytest.mark.parametrize("share", [50, 100])
+def test_nothing_more_is_given_to_a_release_that_is_not_whole(share: int) -> None:
+    world = World(phase=Phase.SHIFTING, share=share, new_ready=1, now=60)
+    assert isinstance(next_action(a_plan(CANARY), world.seen()), StartNew | Wait)
+    silent = replace(world.seen(), new_ready=0, new_dead=False)
+    assert isinstance(next_action(a_plan(CANARY), silent), StartNew | Wait)
+
+
+def test_more_time_is_not_less_care() -> None:
+    """Held at 10%, approved after the deadline: the next step bakes and is judged like any."""
+    steps = a_plan(CANARY | {"judge": JUDGE | {"unsure": "hold"}, "within": 60})
+    world = World(
+        phase=Phase.SHIFTING, share=10, new_ready=2, verdict=Verdict.UNSURE, now=62, approved_at=61
+    )
+    assert next_action(steps, world.seen()) == Shift(50)
+    world.perform(Shift(50))
+    assert "bakes" in str(next_action(steps, world.seen()))
+    world.now += 5
+    assert "held" in str(next_action(steps, world.seen()))
 
 
 def test_an_abort_after_promotion_comes_too_late() -> None:
