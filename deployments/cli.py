@@ -202,18 +202,20 @@ def abort(
     rollout = _active(ledger, service, env)
     ledger.abort(rollout.id, f"aborted by {getuser()}" + (f": {reason}" if reason else ""))
     give_up = time.monotonic() + 60
-    while (now := ledger.rollout(rollout.id)).phase not in FINISHED:
-        if ledger.lease(service, env) is None:
-            raise Unreachable(
-                f"nobody leads rollout {rollout.id} any more ({now.phase}); end it: "
-                f"dafnck rollback {service} --env {env}"
-            )
+    while (lease := ledger.lease(service, env)) and lease.rollout_id == rollout.id:
         if time.monotonic() > give_up:
             raise Unreachable(
-                f"the abort of rollout {rollout.id} is written down, but it is still {now.phase}; "
-                "it takes effect at the next look, after a build at the latest"
+                f"the abort of rollout {rollout.id} is written down, but it is still "
+                f"{ledger.rollout(rollout.id).phase}; it takes effect at the next look, after a "
+                "build at the latest"
             )
         time.sleep(0.1)
+    now = ledger.rollout(rollout.id)
+    if now.phase not in FINISHED:
+        raise Unreachable(
+            f"nobody leads rollout {rollout.id} any more ({now.phase}); end it: "
+            f"dafnck rollback {service} --env {env}"
+        )
     if now.phase is Phase.PROMOTED:
         raise Refused(
             f"too late: {now.version} was promoted. To go back: "

@@ -122,7 +122,7 @@ def to_the_end(
                 after = row["at"] - rollout.started_at
                 line(f"{after:6.1f}s {row['share']:3d}%  {row['action']:12} {row['reason']}")
             phase(rollout.phase)
-            if rollout.phase in FINISHED:
+            if rollout.phase in FINISHED and not _leads(ledger, rollout):
                 return rollout, ""
         try:
             state = api.state(flow_run_id)
@@ -134,6 +134,12 @@ def to_the_end(
             if rollout is None or time.monotonic() - ended_at > 30:
                 return rollout, str(state.get("message") or state.get("name"))
         time.sleep(0.25)
+
+
+def _leads(ledger: Ledger, rollout: RolloutRecord) -> bool:
+    """Its process still holds the lease: the next release would be refused."""
+    lease = ledger.lease(rollout.service, rollout.environment)
+    return lease is not None and lease.rollout_id == rollout.id
 
 
 def _newest(ledger: Ledger, service: str, environment: str) -> RolloutRecord | None:

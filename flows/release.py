@@ -19,7 +19,7 @@ from policy.service_file import ServiceFile
 from tasks.build import build_artifact, write_release
 from tasks.lease import held_lease
 from tasks.prefect_run import flow_run_id
-from tasks.publish import Publisher, publish_report
+from tasks.publish import reported
 from tasks.put_back import unfinished_first
 from tasks.read import read_service
 from tasks.site import Site, site_of_file
@@ -76,8 +76,8 @@ def release(
 
 
 def _release(site: Site, wanted: ServiceFile, file: Path, version: str) -> RolloutRecord:
-    publisher = Publisher(f"{site.service}-{site.environment}")
-    with held_lease(site.ledger, site.service, site.environment, f"release {version}") as lease:
+    lease_of = site.ledger, site.service, site.environment, f"release {version}"
+    with reported(site) as publisher, held_lease(*lease_of) as lease:
         unfinished_first(site)
         rollout = site.ledger.open_rollout(
             site.service,
@@ -88,22 +88,19 @@ def _release(site: Site, wanted: ServiceFile, file: Path, version: str) -> Rollo
             strategy=wanted.rollout.strategy,
             flow_run_id=flow_run_id(),
         )
-        try:
-            with whole_or_nothing(site, rollout) as progress:
-                digest = build_artifact(site, rollout.id, wanted, file.parent)
-                new = write_release(site, rollout.id, wanted, file, digest, version)
-                site.ledger.set_phase(rollout.id, Phase.STARTING)
-                stable = rollout.stable_id and site.ledger.release(rollout.stable_id)
-                steps = plan(
-                    wanted.rollout,
-                    replicas=wanted.run.replicas,
-                    stable_replicas=stable.run.replicas if stable else None,
-                    now=site.clock(),
-                )
-                carry_out(site, rollout, new, steps, lease, publisher, progress)
-            # Neither of these can undo what serves now: a failure is told in Prefect, no more.
-            prune(site, wanted.rollout.keep, return_state=True)
-        finally:
-            publish_report(site, rollout.id, publisher, return_state=True)
-            publisher.close()
+        publisher.rollout_id = rollout.id
+        with whole_or_nothing(site, rollout) as progress:
+            digest = build_artifact(site, rollout.id, wanted, file.parent)
+            new = write_release(site, rollout.id, wanted, file, digest, version)
+            site.ledger.set_phase(rollout.id, Phase.STARTING)
+            stable = rollout.stable_id and site.ledger.release(rollout.stable_id)
+            steps = plan(
+                wanted.rollout,
+                replicas=wanted.run.replicas,
+                stable_replicas=stable.run.replicas if stable else None,
+                now=site.clock(),
+            )
+            carry_out(site, rollout, new, steps, lease, publisher, progress)
+        # What serves now is decided: a failure to tidy up is told in Prefect, no more.
+        prune(site, wanted.rollout.keep, return_state=True)
     return site.ledger.rollout(rollout.id)

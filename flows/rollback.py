@@ -15,7 +15,7 @@ from policy.rollout import plan
 from policy.service_file import Rollout
 from tasks.lease import held_lease
 from tasks.prefect_run import flow_run_id
-from tasks.publish import Publisher, publish_report
+from tasks.publish import reported
 from tasks.put_back import unfinished_first
 from tasks.site import Site, local_site
 from tasks.workloads import prune
@@ -57,8 +57,8 @@ def rollback(
 
 
 def _rollback(site: Site, to: str | None, only_unfinished: bool) -> RolloutRecord | str:
-    publisher = Publisher(f"{site.service}-{site.environment}")
-    with held_lease(site.ledger, site.service, site.environment, "rollback") as lease:
+    lease_of = site.ledger, site.service, site.environment, "rollback"
+    with reported(site) as publisher, held_lease(*lease_of) as lease:
         ended = unfinished_first(site)
         if only_unfinished or (ended and to is None):
             return f"ended {len(ended)} unfinished rollouts: {', '.join(ended) or 'none was'}"
@@ -75,23 +75,20 @@ def _rollback(site: Site, to: str | None, only_unfinished: bool) -> RolloutRecor
             flow_run_id=flow_run_id(),
             release_id=target.id,
         )
-        try:
-            with whole_or_nothing(site, rollout) as progress:
-                site.ledger.set_phase(rollout.id, Phase.STARTING)
-                # No judge and no baking: a person, or a failure, has judged already.
-                way = Rollout(strategy="blue-green", sticky=target.rollout.sticky)
-                steps = plan(
-                    way,
-                    replicas=target.run.replicas,
-                    stable_replicas=0 if rollout.stable_id else None,
-                    now=site.clock(),
-                )
-                unjudged = target.model_copy(update={"rollout": way})
-                carry_out(site, rollout, unjudged, steps, lease, publisher, progress)
-            prune(site, target.rollout.keep, return_state=True)
-        finally:
-            publish_report(site, rollout.id, publisher, return_state=True)
-            publisher.close()
+        publisher.rollout_id = rollout.id
+        with whole_or_nothing(site, rollout) as progress:
+            site.ledger.set_phase(rollout.id, Phase.STARTING)
+            # No judge and no baking: a person, or a failure, has judged already.
+            way = Rollout(strategy="blue-green", sticky=target.rollout.sticky)
+            steps = plan(
+                way,
+                replicas=target.run.replicas,
+                stable_replicas=0 if rollout.stable_id else None,
+                now=site.clock(),
+            )
+            unjudged = target.model_copy(update={"rollout": way})
+            carry_out(site, rollout, unjudged, steps, lease, publisher, progress)
+        prune(site, target.rollout.keep, return_state=True)
     return site.ledger.rollout(rollout.id)
 
 

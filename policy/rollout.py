@@ -191,12 +191,11 @@ def next_action(plan: Plan, seen: Seen) -> Action:
     if seen.verdict is Verdict.FAIL:
         return RollBack(seen.verdict_reason)
 
-    if seen.restarts >= RESTARTS:
-        return RollBack(f"replicas of the new release ended {seen.restarts} times: {seen.trouble}")
-
     at = plan.reached(seen.share)
     if at is not None and seen.new_dead:
         return RollBack(f"no replica of the new release is ready: {seen.trouble or 'no answer'}")
+    if at is not None and seen.restarts >= RESTARTS:
+        return RollBack(f"replicas of the new release ended {seen.restarts} times: {seen.trouble}")
     # A person who approves after the deadline gives the rollout more time, not less care.
     extended = seen.approved_at is not None and seen.approved_at > plan.deadline
     late = seen.now > plan.deadline and not extended

@@ -1,7 +1,9 @@
 """Progress for people: Prefect artifacts, written beside the rollout and never in its way."""
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any
 
@@ -20,6 +22,7 @@ class Publisher:
 
     def __init__(self, key: str) -> None:
         self._key = key
+        self.rollout_id: int | None = None  # set: the rollout whose report is due at the end
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._waiting: list[Future[Any]] = []
 
@@ -56,3 +59,16 @@ def publish_report(site: Site, rollout_id: int, publisher: Publisher) -> None:
     path = write_report(site, rollout_id)
     rollout = site.ledger.rollout(rollout_id)
     publisher.markdown("summary", summary(site, rollout, path), title(rollout))
+
+
+@contextmanager
+def reported(site: Site) -> Iterator[Publisher]:
+    """A publisher; however the body ends, the report of its rollout is written afterwards. It can
+    undo nothing: a failure is told in Prefect, no more."""
+    publisher = Publisher(f"{site.service}-{site.environment}")
+    try:
+        yield publisher
+    finally:
+        if publisher.rollout_id is not None:
+            publish_report(site, publisher.rollout_id, publisher, return_state=True)
+        publisher.close()
