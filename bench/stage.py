@@ -80,6 +80,9 @@ def stage(folder: Path) -> Iterator[Stage]:
     stack = local_stack.up(home, ports, lambda part: print(f"  {part}", file=sys.stderr))
     os.environ |= local_stack.prefect_environment(stack)
     os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()  # it may have been imported before there was a server
     try:
         yield Stage(stack, folder / "source")
     finally:

@@ -65,8 +65,12 @@ Released = Callable[..., RolloutRecord]
 @pytest.fixture
 def released(stack: Stack, ledger: Ledger) -> Released:
     """Release in this process, which spares the worker's start. -> how it ended."""
-    os.environ |= local_stack.prefect_environment(stack)
+    from prefect.context import refresh_global_settings_context
+
     from flows.release import release
+
+    os.environ |= local_stack.prefect_environment(stack)
+    refresh_global_settings_context()  # Prefect may have been imported by another test
 
     def run(file: Path, version: object) -> RolloutRecord:
         release(str(file), version=str(version), return_state=True)
