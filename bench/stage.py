@@ -20,30 +20,33 @@ from policy.release import RolloutRecord
 PROBE = Path(__file__).parents[1] / "examples" / "probe" / "probe.py"
 
 
+def probe_file(file: Path, name: str, parts: dict[str, Any]) -> Path:
+    """Write a service file of the probe with these parts laid over. -> its path."""
+    document: dict[str, Any] = {
+        "version": 1,
+        "service": name,
+        "build": {"command": "cp probe.py {out}"},
+        "run": {
+            "command": f"{sys.executable} -m uvicorn --port {{port}} --no-access-log "
+            "--ws websockets-sansio probe:app",
+            "health": "/healthz",
+            "replicas": 2,
+        },
+    }
+    for part, content in parts.items():
+        document[part] = {**document.get(part, {}), **content}
+    with file.open("w") as text:
+        YAML().dump(document, text)
+    return file
+
+
 class Stage:
     def __init__(self, stack: Stack, folder: Path) -> None:
         self.stack, self._folder = stack, folder
         self.ledger = Ledger(stack.ledger_url)
 
     def service(self, name: str, parts: dict[str, dict[str, Any]]) -> Path:
-        """Write a service file of the probe with these parts laid over. -> its path."""
-        document: dict[str, Any] = {
-            "version": 1,
-            "service": name,
-            "build": {"command": "cp probe.py {out}"},
-            "run": {
-                "command": f"{sys.executable} -m uvicorn --port {{port}} --no-access-log "
-                "--ws websockets-sansio probe:app",
-                "health": "/healthz",
-                "replicas": 2,
-            },
-        }
-        for part, content in parts.items():
-            document[part] = {**document.get(part, {}), **content}
-        file = self._folder / f"{name}.yaml"
-        with file.open("w") as text:
-            YAML().dump(document, text)
-        return file
+        return probe_file(self._folder / f"{name}.yaml", name, parts)
 
     def release(self, file: Path) -> RolloutRecord:
         """In this process. -> how it ended."""

@@ -19,103 +19,21 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
 
+from blocks.ledger_tables import (
+    decisions,
+    intents,
+    leases,
+    meta,
+    releases,
+    rollouts,
+    samples,
+    stables,
+)
 from policy.canary import Counters, Sample
 from policy.errors import LeaseLost, Refused, Unreachable
 from policy.release import FINISHED, Intent, Lease, Phase, Release, RolloutRecord
 
 log = logging.getLogger("dafnck")
-
-_meta = sa.MetaData()
-
-releases = sa.Table(
-    "releases",
-    _meta,
-    sa.Column("id", sa.String(160), primary_key=True),
-    sa.Column("service", sa.String(64), nullable=False),
-    sa.Column("environment", sa.String(64), nullable=False),
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("version", sa.String(200), nullable=False),
-    sa.Column("artifact", sa.String(128), nullable=False),
-    sa.Column("content", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("promoted_at", sa.Float),
-    sa.Column("removed_at", sa.Float),
-    sa.UniqueConstraint("service", "environment", "number"),
-)
-rollouts = sa.Table(
-    "rollouts",
-    _meta,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("service", sa.String(64), nullable=False),
-    sa.Column("environment", sa.String(64), nullable=False),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("version", sa.String(200), nullable=False),
-    sa.Column("release_id", sa.String(160)),
-    sa.Column("stable_id", sa.String(160)),
-    sa.Column("strategy", sa.String(16), nullable=False),
-    sa.Column("phase", sa.String(16), nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("flow_run_id", sa.String(64), index=True),
-    sa.Column("started_at", sa.Float, nullable=False),
-    sa.Column("finished_at", sa.Float),
-    sa.Column("approved_by", sa.String(200)),
-    sa.Column("approved_at", sa.Float),
-    sa.Column("abort_reason", sa.Text),
-    sa.Index("rollouts_of", "service", "environment", "id"),
-)
-intents = sa.Table(
-    "intents",
-    _meta,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("rollout_id", sa.ForeignKey("rollouts.id"), nullable=False),
-    sa.Column("key", sa.String(300), nullable=False),
-    sa.Column("act", sa.String(40), nullable=False),
-    sa.Column("detail", sa.JSON, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("outcome", sa.Text),
-    sa.Column("outcome_at", sa.Float),
-    sa.Index("intents_of", "rollout_id", "id"),
-)
-decisions = sa.Table(
-    "decisions",
-    _meta,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("rollout_id", sa.ForeignKey("rollouts.id"), nullable=False, index=True),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("action", sa.String(40), nullable=False),
-    sa.Column("share", sa.Integer, nullable=False),
-    sa.Column("verdict", sa.String(10)),
-    sa.Column("reason", sa.Text, nullable=False),
-)
-samples = sa.Table(
-    "samples",
-    _meta,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("rollout_id", sa.ForeignKey("rollouts.id"), nullable=False, index=True),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("share", sa.Integer, nullable=False),
-    sa.Column("new", sa.JSON),
-    sa.Column("stable", sa.JSON),
-)
-stables = sa.Table(
-    "stables",
-    _meta,
-    sa.Column("service", sa.String(64), primary_key=True),
-    sa.Column("environment", sa.String(64), primary_key=True),
-    sa.Column("release_id", sa.String(160), nullable=False),
-    sa.Column("since", sa.Float, nullable=False),
-)
-leases = sa.Table(
-    "leases",
-    _meta,
-    sa.Column("service", sa.String(64), primary_key=True),
-    sa.Column("environment", sa.String(64), primary_key=True),
-    sa.Column("token", sa.String(40), nullable=False),
-    sa.Column("holder", sa.String(300), nullable=False),
-    sa.Column("rollout_id", sa.Integer, nullable=False),
-    sa.Column("taken_at", sa.Float, nullable=False),
-    sa.Column("expires_at", sa.Float, nullable=False),
-)
 
 LEASE_SECONDS = 15.0
 
@@ -140,7 +58,7 @@ class Ledger:
             reraise=True,
         )
         with self._answering():
-            again(_meta.create_all, self._engine)
+            again(meta.create_all, self._engine)
 
     def close(self) -> None:
         self._engine.dispose()

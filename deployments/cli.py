@@ -82,9 +82,9 @@ def doctor(as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from blocks.stack import open_stack
-    from deployments import local_stack
+    from deployments.doctor import examine
 
-    findings = list(local_stack.examine(open_stack()))
+    findings = list(examine(open_stack()))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

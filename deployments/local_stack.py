@@ -6,8 +6,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
         _wait(lambda: listens(ports.web) and listens(ports.router_api), TRAEFIK, stack, 20)
         said("Prefect server")
         _run(stack, supervisor, SERVER, _server_spec(stack), grace_seconds=5)
-        with PrefectApi(stack.prefect_api_url, _auth(stack)) as api:
+        with PrefectApi(stack.prefect_api_url, prefect_auth(stack)) as api:
             _wait(api.answers, SERVER, stack, 90)
             said("deployments and worker")
             _register(stack, api)
@@ -118,7 +117,7 @@ def prefect_environment(stack: Stack) -> dict[str, str]:
     """What a process needs to talk to the stack's Prefect server."""
     return {
         "PREFECT_API_URL": stack.prefect_api_url,
-        "PREFECT_API_AUTH_STRING": _auth(stack),
+        "PREFECT_API_AUTH_STRING": prefect_auth(stack),
         **quiet_prefect(stack),
     }
 
@@ -254,7 +253,7 @@ def _write_secret(stack: Stack) -> None:
         write_atomically(stack.prefect_auth_file, f"dafnck:{secrets.token_urlsafe(24)}\n", 0o600)
 
 
-def _auth(stack: Stack) -> str:
+def prefect_auth(stack: Stack) -> str:
     return stack.prefect_auth_file.read_text().strip()
 
 
@@ -367,53 +366,3 @@ def _alive(pid: int, mark: str) -> bool:
         return started(pid) == mark
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-@dataclass(frozen=True)
-class Finding:
-    part: str
-    ok: bool
-    words: str
-    fix: str = ""
-
-
-def examine(stack: Stack) -> Iterator[Finding]:
-    """What is missing or unhealthy, and the fix."""
-    for tool in ("traefik", "supervisord", "prefect"):
-        there = (BIN / tool).exists()
-        yield Finding(tool, there, str(BIN / tool), "" if there else "install dafnck again")
-    supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
-    if not supervisor.answers():
-        yield Finding("supervisord", False, f"does not run in {stack.home}", "dafnck up")
-        return
-    for name, program in sorted(supervisor.programs().items()):
-        words = program.state.lower() + (f": {program.trouble}" if program.trouble else "")
-        ok = program.state == "RUNNING"
-        yield Finding(name, ok, words, "" if ok else f"see {stack.logs}; then dafnck up")
-    for name, port in (("router", stack.ports.web), ("router API", stack.ports.router_api)):
-        ok = listens(port)
-        yield Finding(name, ok, f"127.0.0.1:{port}", "" if ok else "dafnck up")
-    auth = stack.prefect_auth_file
-    if not auth.exists():
-        yield Finding("secret", False, f"{auth} is missing", "dafnck down, then dafnck up")
-        return
-    mode = auth.stat().st_mode & 0o777
-    private = mode == 0o600
-    yield Finding("secret", private, f"{auth} {mode:o}", "" if private else f"chmod 600 {auth}")
-    with PrefectApi(stack.prefect_api_url, _auth(stack)) as api:
-        answers = api.answers()
-    yield Finding("Prefect API", answers, stack.prefect_api_url, "" if answers else "dafnck up")
-    ledger = Ledger(stack.ledger_url)
-    for rollout in ledger.unfinished():
-        led = ledger.lease(rollout.service, rollout.environment) is not None
-        yield Finding(
-            f"rollout {rollout.id}",
-            led,
-            f"{rollout.service} in {rollout.environment}: {rollout.phase}",
-            "" if led else f"dafnck rollback {rollout.service} --env {rollout.environment}",
-        )
-    ledger.close()
-    free = os.statvfs(stack.home)
-    free_bytes = free.f_bavail * free.f_frsize
-    enough = free_bytes > 2**30
-    yield Finding("disk", enough, f"{free_bytes / 2**30:.1f} GiB free", "" if enough else "free it")

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
+from bench.stage import PROBE, probe_file
 from blocks.ledger import Ledger
 from blocks.stack import Ports, Stack
 from deployments import local_stack
 from policy.release import RolloutRecord
 
 ROOT = Path(__file__).parents[1]
-PROBE = ROOT / "examples" / "probe" / "probe.py"
 
 
 def free_port() -> int:
@@ -109,27 +108,9 @@ def service(tmp_path: Path) -> Callable[..., Path]:
     (tmp_path / "probe.py").write_bytes(PROBE.read_bytes())
 
     def write(name: str, file: str = "dafnck.yaml", **parts: Any) -> Path:
-        document: dict[str, Any] = {
-            "version": 1,
-            "service": name,
-            "build": {"command": "cp probe.py {out}"},
-            "run": {
-                "command": f"{sys.executable} -m uvicorn --port {{port}} --no-access-log "
-                "--ws websockets-sansio probe:app",
-                "health": "/healthz",
-                "replicas": 2,
-                "drain": "5s",
-                "grace": "3s",
-                "start": "20s",
-                "env": {},
-            },
-            "rollout": {"strategy": "blue-green"},
-        }
-        for part, content in parts.items():
-            document[part] = {**document.get(part, {}), **content}
-        path = tmp_path / file
-        with path.open("w") as text:
-            YAML().dump(document, text)
-        return path
+        quick = {"drain": "5s", "grace": "3s", "start": "20s", "env": {}}
+        parts["run"] = quick | parts.get("run", {})
+        parts.setdefault("rollout", {"strategy": "blue-green"})
+        return probe_file(tmp_path / file, name, parts)
 
     return write

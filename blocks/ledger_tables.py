@@ -1,0 +1,95 @@
+"""The tables of the ledger. Times are seconds since the epoch."""
+
+import sqlalchemy as sa
+
+meta = sa.MetaData()
+
+releases = sa.Table(
+    "releases",
+    meta,
+    sa.Column("id", sa.String(160), primary_key=True),
+    sa.Column("service", sa.String(64), nullable=False),
+    sa.Column("environment", sa.String(64), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("version", sa.String(200), nullable=False),
+    sa.Column("artifact", sa.String(128), nullable=False),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("promoted_at", sa.Float),
+    sa.Column("removed_at", sa.Float),
+    sa.UniqueConstraint("service", "environment", "number"),
+)
+rollouts = sa.Table(
+    "rollouts",
+    meta,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("service", sa.String(64), nullable=False),
+    sa.Column("environment", sa.String(64), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("version", sa.String(200), nullable=False),
+    sa.Column("release_id", sa.String(160)),
+    sa.Column("stable_id", sa.String(160)),
+    sa.Column("strategy", sa.String(16), nullable=False),
+    sa.Column("phase", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("flow_run_id", sa.String(64), index=True),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("approved_by", sa.String(200)),
+    sa.Column("approved_at", sa.Float),
+    sa.Column("abort_reason", sa.Text),
+    sa.Index("rollouts_of", "service", "environment", "id"),
+)
+intents = sa.Table(
+    "intents",
+    meta,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("rollout_id", sa.ForeignKey("rollouts.id"), nullable=False),
+    sa.Column("key", sa.String(300), nullable=False),
+    sa.Column("act", sa.String(40), nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("outcome", sa.Text),
+    sa.Column("outcome_at", sa.Float),
+    sa.Index("intents_of", "rollout_id", "id"),
+)
+decisions = sa.Table(
+    "decisions",
+    meta,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("rollout_id", sa.ForeignKey("rollouts.id"), nullable=False, index=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("action", sa.String(40), nullable=False),
+    sa.Column("share", sa.Integer, nullable=False),
+    sa.Column("verdict", sa.String(10)),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+samples = sa.Table(
+    "samples",
+    meta,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("rollout_id", sa.ForeignKey("rollouts.id"), nullable=False, index=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("share", sa.Integer, nullable=False),
+    sa.Column("new", sa.JSON),
+    sa.Column("stable", sa.JSON),
+)
+stables = sa.Table(
+    "stables",
+    meta,
+    sa.Column("service", sa.String(64), primary_key=True),
+    sa.Column("environment", sa.String(64), primary_key=True),
+    sa.Column("release_id", sa.String(160), nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+)
+leases = sa.Table(
+    "leases",
+    meta,
+    sa.Column("service", sa.String(64), primary_key=True),
+    sa.Column("environment", sa.String(64), primary_key=True),
+    sa.Column("token", sa.String(40), nullable=False),
+    sa.Column("holder", sa.String(300), nullable=False),
+    sa.Column("rollout_id", sa.Integer, nullable=False),
+    sa.Column("taken_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+)

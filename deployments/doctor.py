@@ -1,0 +1,61 @@
+"""What of the local stack is missing or unhealthy, and the fix."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blocks.ledger import Ledger
+from blocks.prefect_api import PrefectApi
+from blocks.stack import Stack, listens
+from blocks.supervisor import Supervisor
+from deployments.local_stack import BIN, prefect_auth
+
+
+@dataclass(frozen=True)
+class Finding:
+    part: str
+    ok: bool
+    words: str
+    fix: str = ""
+
+
+def examine(stack: Stack) -> Iterator[Finding]:
+    """What is missing or unhealthy, and the fix."""
+    for tool in ("traefik", "supervisord", "prefect"):
+        there = (BIN / tool).exists()
+        yield Finding(tool, there, str(BIN / tool), "" if there else "install dafnck again")
+    supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
+    if not supervisor.answers():
+        yield Finding("supervisord", False, f"does not run in {stack.home}", "dafnck up")
+        return
+    for name, program in sorted(supervisor.programs().items()):
+        words = program.state.lower() + (f": {program.trouble}" if program.trouble else "")
+        ok = program.state == "RUNNING"
+        yield Finding(name, ok, words, "" if ok else f"see {stack.logs}; then dafnck up")
+    for name, port in (("router", stack.ports.web), ("router API", stack.ports.router_api)):
+        ok = listens(port)
+        yield Finding(name, ok, f"127.0.0.1:{port}", "" if ok else "dafnck up")
+    auth = stack.prefect_auth_file
+    if not auth.exists():
+        yield Finding("secret", False, f"{auth} is missing", "dafnck down, then dafnck up")
+        return
+    mode = auth.stat().st_mode & 0o777
+    private = mode == 0o600
+    yield Finding("secret", private, f"{auth} {mode:o}", "" if private else f"chmod 600 {auth}")
+    with PrefectApi(stack.prefect_api_url, prefect_auth(stack)) as api:
+        answers = api.answers()
+    yield Finding("Prefect API", answers, stack.prefect_api_url, "" if answers else "dafnck up")
+    ledger = Ledger(stack.ledger_url)
+    for rollout in ledger.unfinished():
+        led = ledger.lease(rollout.service, rollout.environment) is not None
+        yield Finding(
+            f"rollout {rollout.id}",
+            led,
+            f"{rollout.service} in {rollout.environment}: {rollout.phase}",
+            "" if led else f"dafnck rollback {rollout.service} --env {rollout.environment}",
+        )
+    ledger.close()
+    free = os.statvfs(stack.home)
+    free_bytes = free.f_bavail * free.f_frsize
+    enough = free_bytes > 2**30
+    yield Finding("disk", enough, f"{free_bytes / 2**30:.1f} GiB free", "" if enough else "free it")
