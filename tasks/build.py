@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from policy.release import Release
 from policy.service_file import ServiceFile
 from tasks.read import configuration
+from tasks.retrying import when_unreachable
 from tasks.site import Site
 
 
@@ -20,7 +21,7 @@ def build_artifact(site: Site, rollout_id: int, wanted: ServiceFile, folder: Pat
     return digest
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def write_release(
     site: Site, rollout_id: int, wanted: ServiceFile, file: Path, digest: str, version: str
 ) -> Release:

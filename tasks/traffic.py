@@ -15,12 +15,13 @@ from policy.rollout import AskApproval, Plan, RollBack, Wait, next_action
 from tasks import put_back
 from tasks.look import Eyes
 from tasks.prefect_run import OwnRun
+from tasks.retrying import when_unreachable
 from tasks.site import Site
 
 log = logging.getLogger("dafnck")
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def preview(
     site: Site, rollout: RolloutRecord, release: Release, endpoints: Endpoints, *, cohort_on: bool
 ) -> None:
@@ -55,7 +56,7 @@ def _ask_through_router(site: Site, release: Release, header: dict[str, str]) ->
         )
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def shift_traffic(
     site: Site, rollout: RolloutRecord, release: Release, share: int, eyes: Eyes
 ) -> None:
@@ -95,7 +96,7 @@ def watch(site: Site, rollout: RolloutRecord, plan: Plan, eyes: Eyes, own_run: O
     own_run.go_on()
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def promote(site: Site, rollout: RolloutRecord, release: Release, reason: str) -> None:
     """The new release is the stable one. Whoever asks from now on is told so."""
     with site.ledger.act(rollout.id, "promote", release=release.id):
@@ -106,7 +107,7 @@ def promote(site: Site, rollout: RolloutRecord, release: Release, reason: str) -
             log.warning("the preview header still works: %s", error)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def finish(site: Site, rollout: RolloutRecord) -> None:
     site.ledger.set_phase(rollout.id, Phase.PROMOTED)
 
@@ -117,7 +118,7 @@ def roll_back(site: Site, rollout: RolloutRecord, reason: str) -> None:
     put_back.traffic_to_stable(site, rollout, reason)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def clean_up(site: Site, rollout: RolloutRecord) -> None:
     """Take the new release away, now that it has no traffic, and write the end down."""
     put_back.put_back(site, rollout.id, site.ledger.rollout(rollout.id).reason)

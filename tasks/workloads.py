@@ -10,6 +10,7 @@ from policy.errors import DafnckError
 from policy.release import Endpoints, Release, RolloutRecord
 from policy.retention import split
 from tasks import put_back
+from tasks.retrying import when_unreachable
 from tasks.site import Site
 
 
@@ -17,7 +18,7 @@ class NotReady(DafnckError):
     exit_code = 1
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def start_replicas(
     site: Site,
     rollout_id: int,
@@ -60,7 +61,7 @@ def wait_ready(
         time.sleep(health.interval)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def shrink_stable(
     site: Site, rollout: RolloutRecord, replicas: int, still_good: Callable[[], None]
 ) -> None:
@@ -85,7 +86,7 @@ def shrink_stable(
             workloads.start(release, replicas)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def prune(site: Site, keep: int) -> list[str]:
     """Remove what is no longer needed for instant rollback. -> ids of the releases that went."""
     ledger, workloads = site.ledger, site.platform.workloads

@@ -1,7 +1,10 @@
 """Releases on the real local stack, through the real worker: one test for each promise."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +21,7 @@ from blocks.ledger import Ledger
 from blocks.load import SteadyLoad
 from blocks.prefect_api import PrefectApi, stack_api
 from blocks.stack import Stack
+from deployments.local_stack import prefect_environment
 from policy.release import FINISHED, Phase, RolloutRecord
 
 pytestmark = pytest.mark.live
@@ -151,10 +155,18 @@ def test_the_main_job(
     assert api.state(run)["type"] == "COMPLETED"
 
 
-def test_prefect_shows_the_run(
-    stack: Stack, ledger: Ledger, dafnck: Dafnck, service: Service, api: PrefectApi
+def test_started_by_prefects_own_command_and_shown_in_its_ui(
+    stack: Stack, ledger: Ledger, service: Service, api: PrefectApi
 ) -> None:
-    flow_run_id = begin(dafnck, service("named"), "1.4.2")
+    words = ["deployment", "run", "release/local", "--param", f"service_file={service('named')}"]
+    subprocess.run(
+        [Path(sys.executable).with_name("prefect"), *words, "--param", 'version="1.4.2"'],
+        env={**os.environ, **prefect_environment(stack)},
+        check=True,
+        capture_output=True,
+    )
+    rollout = wait_for(lambda: ledger.history("named", limit=1), "the rollout begins", 40)[0]
+    flow_run_id = str(rollout.flow_run_id)
     ended(ledger, flow_run_id)
     run = api._patiently("GET", f"/flow_runs/{flow_run_id}")
     assert run["name"] == "named 1.4.2 → local"
