@@ -97,7 +97,8 @@ def _tell(stack: Stack, console: Console, keep: bool) -> int:
                 lambda phase: screen.show(load, phase, platform),
             )
             if rollout is None or rollout.phase is not chapter.ends:
-                console.print(f"[red]unexpected:[/] {rollout.phase if rollout else message}")
+                said = f"{rollout.phase}: {rollout.reason}" if rollout else message
+                console.print(f"[red]unexpected:[/] {said}", soft_wrap=True)
                 return 3
             done.append(rollout)
             if number == 1:

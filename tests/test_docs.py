@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deployments.reference import generated
+from tasks.read import configuration, read_all
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -52,3 +53,23 @@ def test_commands_and_make_targets_exist(page: Path) -> None:
         for word in line.split()
     }
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+
+
+WHOLE_FILES = [
+    text
+    for page in PAGES
+    for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    if "version: 1" in text
+]
+
+
+@pytest.mark.parametrize("text", WHOLE_FILES)
+def test_service_files_in_documents_are_good(text: str, tmp_path: Path) -> None:
+    (tmp_path / "dafnck.yaml").write_text(text)
+    assert read_all(tmp_path / "dafnck.yaml")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*/*.yaml")), ids=str)
+def test_examples_are_good(file: Path) -> None:
+    for environment, service in read_all(file).items():
+        configuration(service, environment, file)
