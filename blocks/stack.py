@@ -2,7 +2,6 @@
 
 import os
 import socket
-import tempfile
 from pathlib import Path
 from zlib import crc32
 
@@ -54,7 +53,8 @@ class Stack(BaseModel):
 
     @property
     def supervisor_socket(self) -> Path:
-        """Unix sockets have short names (108 bytes): a deep home gets one under /tmp."""
+        """Unix sockets have short names (108 bytes): a deep home gets one under /tmp, by that name:
+        every process must find it, whatever its TMPDIR."""
         inside = self.supervisor / "rpc.sock"
         if len(str(inside)) < 90:
             return inside

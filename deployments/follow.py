@@ -15,6 +15,8 @@ from deployments.local_stack import prefect_environment, quiet_prefect
 from policy.errors import BadInput, Refused, RolledBack, Unreachable
 from policy.release import FINISHED, Phase, RolloutRecord
 
+NO_WORKER_SECONDS = 90
+
 
 def run(
     stack: Stack,
@@ -111,7 +113,7 @@ def to_the_end(
 ) -> tuple[RolloutRecord | None, str]:
     """Tell each decision as it falls. -> the rollout's record, None when none was begun, and the
     last words of Prefect."""
-    told = 0
+    told, began = 0, time.monotonic()
     ended_at: float | None = None
     phase("waits for a worker")
     while True:
@@ -128,6 +130,11 @@ def to_the_end(
             state = api.state(flow_run_id)
         except Unreachable:
             state = {}  # the ledger goes on without it
+        if rollout is None and time.monotonic() - began > NO_WORKER_SECONDS:
+            raise Unreachable(
+                f"no worker took the run in {NO_WORKER_SECONDS}s; it stays scheduled, nothing was "
+                "changed. See dafnck doctor"
+            )
         if state.get("type") in TERMINAL:
             # The end of the rollout may be on its way into the ledger, by hook or guard.
             ended_at = ended_at or time.monotonic()

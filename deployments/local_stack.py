@@ -38,7 +38,14 @@ def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
         supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
         runs = supervisor.answers()
         _check_ports(stack, supervisor if runs else None)
-        for folder in (stack.dynamic, stack.logs, stack.releases, stack.artifacts, stack.reports):
+        for folder in (
+            stack.dynamic,
+            stack.logs,
+            stack.releases,
+            stack.artifacts,
+            stack.reports,
+            stack.home / "tmp",
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)
         _write_secret(stack)
@@ -165,6 +172,8 @@ def _environment(stack: Stack, name: str) -> dict[str, str]:
         environment["PREFECT_UI_API_URL"] = stack.prefect_api_url
     else:
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "1"
+        # Prefect's runner keeps a folder of one fixed name there: not shared with other users.
+        environment["TMPDIR"] = str(stack.home / "tmp")
     return environment
 
 
