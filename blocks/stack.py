@@ -58,9 +58,8 @@ class Stack(BaseModel):
         inside = self.supervisor / "rpc.sock"
         if len(str(inside)) < 90:
             return inside
-        return Path(
-            f"{tempfile.gettempdir()}/dafnck-{os.getuid()}-{crc32(str(self.home).encode())}/rpc.sock"
-        )
+        name = f"dafnck-{os.getuid()}-{crc32(str(self.home).encode())}"
+        return Path("/tmp") / name / "rpc.sock"  # noqa: S108
 
     @property
     def prefect_auth_file(self) -> Path:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +56,7 @@ def run(keep: bool) -> int:
     """-> exit code. Leaves nothing running unless told to keep it."""
     console = Console(highlight=False)
     home = Path(os.environ["DAFNCK_HOME"])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     _wipe(home)
     stack: Stack | None = None
     try:
