@@ -260,7 +260,11 @@ def test_the_new_release_is_reachable_by_header_and_by_cohort_before_others_get_
         "preview": "X-Preview: 2",
     }
     flow_run_id = begin(dafnck, service("beta", rollout=rollout), "2")
-    at_share(stack, ledger, flow_run_id, 1)
+    waiting = at_share(stack, ledger, flow_run_id, 1).id
+    wait_for(
+        lambda: "AskApproval" in {row["action"] for row in ledger.decisions(waiting)},
+        "it asks for approval",
+    )
     asked = [who_answers(stack, "beta") for _ in range(50)]
     assert asked.count("beta-local-2") <= 2
     assert {who_answers(stack, "beta", X_Preview="2") for _ in range(5)} == {"beta-local-2"}
