@@ -3,208 +3,526 @@
 Pure: samples in, verdict with evidence out. Three answers: PASS, FAIL, UNSURE. No data, a metrics
 source that is down and too few requests are UNSURE; never PASS, never FAIL.
 
-`method: threshold` cuts the time since the last shift into intervals, takes one measurement in each
-and fails when more than `failure_limit` of them miss a limit (Argo Rollouts' `failureLimit`).
-"""
+`method: sequential` bets (policy/bets.py) and fails at once when the bets prove a limit missed; its
+promise about false rollbacks holds for all limits of a release together, because evidence is
+averaged over them. It passes a step when every limit is shown to be kept. docs/the-judge.md has the
+derivation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import sqrt
+from dataclasses import dataclass
+from math import exp, inf, isclose, isinf, lgamma, log
+from typing import Protocol
 
+import numpy as np
+
+from policy import threshold
+from policy.bets import KNOWN, NO_LIMIT, Bets, Terms
+from policy.e_process import Array, Dispersion, Tick, log_mean_exp
+from policy.judge import QUANTILES, CustomMetric, Judge, Limit
 from policy.quantities import in_words
 from policy.release import Verdict
-from policy.service_file import Judge, Limit
+from policy.samples import Counters, Judgement, Measurement, Sample
 
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+LONGEST_LOOK = 300.0  # seconds between two looks; more is a clock that was set
+LOOK_SECONDS = 0.9  # shorter looks are joined before they are bet on
+BOUNDARIES = 6  # of the histogram, that one relative limit of latency is followed at
+TIMED_ENOUGH = 200  # answers of stable, before boundaries are chosen
+# Which part of stable's answers is slower than a boundary that tells about a metric.
+TAILS = {
+    "p50": (0.2, 0.8),
+    "p90": (0.03, 0.3),
+    "p95": (0.015, 0.15),
+    "p99": (0.003, 0.04),
+    "latency": (0.02, 0.6),
+}
 
 
-@dataclass(frozen=True)
-class Counters:
-    """Monotone totals of one release. `buckets`: upper bound in seconds -> requests at most so slow
-    (cumulative, as Prometheus has them; the bound inf counts all timed requests)."""
+class CanaryJudge(Protocol):
+    """Is told every sample once, in order, and when the share changed; says what that proves."""
 
-    requests: float = 0
-    errors: float = 0
-    buckets: dict[float, float] = field(default_factory=dict)
+    def add(self, sample: Sample) -> None: ...
 
-    def since(self, before: "Counters") -> "Counters":
-        """What was added since `before`. A total that fell was reset: it counts from zero."""
-        if self.requests < before.requests or self.errors < before.errors:
-            before = Counters()
-        return Counters(
-            self.requests - before.requests,
-            self.errors - before.errors,
-            {bound: n - before.buckets.get(bound, 0) for bound, n in self.buckets.items()},
-        )
+    def shifted(self, at: float) -> None: ...
 
-    def plus(self, other: "Counters") -> "Counters":
-        bounds = {*self.buckets, *other.buckets}
-        return Counters(
-            self.requests + other.requests,
-            self.errors + other.errors,
-            {b: self.buckets.get(b, 0) + other.buckets.get(b, 0) for b in sorted(bounds)},
-        )
+    def judgement(self, now: float) -> Judgement: ...
 
-    @property
-    def error_rate(self) -> float:
-        return self.errors / self.requests if self.requests else 0.0
-
-    def quantile(self, q: float) -> float | None:
-        """Latency in seconds by linear interpolation in the bucket, as PromQL's
-        histogram_quantile does; None without data, the highest finite bound beyond it."""
-        bounds = sorted(self.buckets)
-        total = self.buckets.get(bounds[-1], 0) if bounds else 0
-        if total <= 0:
-            return None
-        rank, lower, below = q * total, 0.0, 0.0
-        for bound in bounds:
-            count = self.buckets[bound]
-            if count >= rank:
-                if bound == float("inf"):
-                    return lower
-                inside = count - below
-                return lower + (bound - lower) * ((rank - below) / inside if inside else 1.0)
-            lower, below = bound, count
-        return lower
+    def evidence(self) -> float: ...
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What one look added, per release. `new` is None when the source did not answer."""
+class Learned:
+    """How errors of a service scattered in rollouts that ended well."""
 
-    at: float
-    new: Counters | None
-    stable: Counters | None
-    share: int = 0  # of the new release, in percent, as the router held it
+    index: float = 1.0
+    burst_seconds: float = 0.0
+
+
+def learned_from(history: Sequence[Sample]) -> Learned:
+    dispersion = Dispersion(1)
+    for sample in history:
+        if sample.new and sample.stable and 0 < sample.share < 100:
+            new, stable = sample.new, sample.stable
+            counts = (new.errors, new.requests, stable.errors, stable.requests)
+            dispersion.add(Tick(*(np.array([count], dtype=float) for count in counts)))
+    return Learned(float(dispersion.index()[0]), float(dispersion.burst_seconds()[0]))
+
+
+NOTHING_LEARNED = Learned()
+
+
+def judge_of(
+    policy: Judge, *, at: float, first: bool = False, learned: Learned = NOTHING_LEARNED
+) -> CanaryJudge:
+    """`at`: when the rollout begins, in seconds. `first`: there is no stable release."""
+    if policy.method == "threshold":
+        return ThresholdJudge(policy, at, first)
+    return SequentialJudge(policy, at, first, learned)
+
+
+class ThresholdJudge:
+    def __init__(self, policy: Judge, at: float, first: bool) -> None:
+        self._policy, self._since, self._first = policy, at, first
+        self._samples: list[Sample] = []
+        self._custom = CustomMetrics(policy.metrics)
+
+    def add(self, sample: Sample) -> None:
+        self._samples.append(sample)
+        self._custom.add(sample)
+
+    def shifted(self, at: float) -> None:
+        self._since = at
+        self._custom.shifted()
+
+    def judgement(self, now: float) -> Judgement:
+        of_limits = Judgement(Verdict.PASS, "no limits but of your own numbers")
+        if self._policy.limits():
+            of_limits = threshold.judge(
+                self._samples, self._policy, since=self._since, now=now, first=self._first
+            )
+        return self._custom.joined(of_limits, now)
+
+    def evidence(self) -> float:
+        return 1.0  # thresholds know none
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One metric over one interval, against its limit."""
+class Asked:
+    """One limit, and the lanes that follow it: one, or one for each boundary of the histogram."""
 
     metric: str
-    at: float
-    value: float | None
-    limit: float | None  # in the unit of value
-    verdict: Verdict
-    words: str
+    limit: Limit
+    lanes: slice
+
+    @property
+    def by_boundaries(self) -> bool:
+        return self.metric != "errors" and self.limit.of == "stable"
+
+    @property
+    def by_two(self) -> bool:
+        """A time between two boundaries: slower than the one above speaks against the release,
+        faster than the one below for it."""
+        return self.limit.of == "seconds"
 
 
-@dataclass(frozen=True)
-class Judgement:
-    verdict: Verdict
-    reason: str
-    measurements: tuple[Measurement, ...] = ()
+class SequentialJudge:
+    def __init__(
+        self, policy: Judge, at: float, first: bool, learned: Learned = NOTHING_LEARNED
+    ) -> None:
+        self._policy = policy
+        self._asked, limits, relative, enough = _lanes(policy, first)
+        self.burst_seconds = policy.bursts or learned.burst_seconds
+        terms = Terms(policy.false_rollbacks, policy.false_passes, self.burst_seconds)
+        self._bets = Bets(np.array(limits), np.array(relative), np.array(enough), terms, at)
+        self._bets.learn(learned.index)
+        self._boundaries: dict[int, Array] = {}  # which limit -> its boundaries, once chosen
+        self._decisive: dict[int, int] = {}  # of these, the one that is nearest to the quantile
+        self._buckets: Array = np.array([])  # upper bounds, in seconds
+        self._stable = Counters()  # its answers since boundaries were looked at
+        self._timed_enough = TIMED_ENOUGH
+        self._waiting = Sample(at, Counters(), Counters())
+        # Seconds that passed by the looks themselves: clocks are set, forward and back.
+        self._now = self._bet_at = at
+        self._looked_at = at
+        self._alone = False
+        self._silent = True  # the newest look got no answer
+        self._custom = CustomMetrics(policy.metrics)
 
+    # -- samples in ------------------------------------------------------------------------------
 
-def judge(
-    samples: Sequence[Sample], policy: Judge, *, since: float, now: float, first: bool = False
-) -> Judgement:
-    """Judge what came in since the last shift of traffic.
-
-    `since`, `now`: seconds since the epoch; only samples in between count. `first`: there is no
-    stable release to compare with, so limits relative to it do not apply.
-    """
-    measured: list[Measurement] = []
-    limits = _limits(policy)
-    if first:
-        limits = {metric: limit for metric, limit in limits.items() if limit.of != "stable"}
-        if not limits:
-            return Judgement(Verdict.UNSURE, "there is no stable release to compare with")
-    start = since
-    while start + policy.interval <= now + 1e-9:
-        end = start + policy.interval
-        inside = [s for s in samples if start < s.at <= end]
-        before = _total([s.stable for s in samples if s.at <= since])
-        measured += [_measure(m, lim, inside, before, policy, end) for m, lim in limits.items()]
-        start = end
-    evidence = tuple(measured)
-    for metric in limits:
-        failed = [m for m in measured if m.metric == metric and m.verdict is Verdict.FAIL]
-        if len(failed) > policy.failure_limit:
-            return Judgement(Verdict.FAIL, failed[-1].words, evidence)
-    for metric in limits:
-        of_metric = [m for m in measured if m.metric == metric]
-        if not of_metric:
-            wait = in_words(max(0.0, since + policy.interval - now))
-            return Judgement(Verdict.UNSURE, f"first measurement in {wait}", evidence)
-        if of_metric[-1].verdict is Verdict.UNSURE:
-            return Judgement(Verdict.UNSURE, of_metric[-1].words, evidence)
-    return Judgement(Verdict.PASS, "; ".join(m.words for m in measured[-len(limits) :]), evidence)
-
-
-def _limits(policy: Judge) -> dict[str, Limit]:
-    limits = {m: getattr(policy, m) for m in ("errors", *QUANTILES)}
-    return {metric: limit for metric, limit in limits.items() if limit is not None}
-
-
-def _total(counters: Sequence[Counters | None]) -> Counters:
-    total = Counters()
-    for one in counters:
-        total = total.plus(one) if one else total
-    return total
-
-
-def _measure(
-    metric: str,
-    limit: Limit,
-    samples: Sequence[Sample],
-    stable_before: Counters,
-    policy: Judge,
-    at: float,
-) -> Measurement:
-    def unsure(words: str) -> Measurement:
-        return Measurement(metric, at, None, None, Verdict.UNSURE, words)
-
-    if not samples or all(sample.new is None for sample in samples):
-        return unsure("the metrics source did not answer")
-    new, stable = _total([s.new for s in samples]), _total([s.stable for s in samples])
-    if new.requests < policy.min_requests:
-        return unsure(
-            f"the new release had {new.requests:.0f} requests in {in_words(policy.interval)}, "
-            f"{policy.min_requests} needed"
+    def add(self, sample: Sample) -> None:
+        self._custom.add(sample)
+        self._silent = sample.new is None
+        passed = sample.at - self._looked_at
+        self._now += passed if 0 <= passed <= LONGEST_LOOK else 1.0
+        self._looked_at = sample.at
+        waits = self._waiting
+        self._waiting = Sample(
+            self._now,
+            (waits.new or Counters()).plus(sample.new or Counters()),
+            (waits.stable or Counters()).plus(sample.stable or Counters()),
+            sample.share,
         )
-    if stable.requests < policy.min_requests:
-        # With all traffic on the new release, the stable one is known by what it did before.
-        stable = stable_before
-    if limit.of == "stable" and stable.requests < policy.min_requests:
-        return unsure(
-            f"the stable release had {stable.requests:.0f} requests in "
-            f"{in_words(policy.interval)}, {policy.min_requests} needed to compare"
+        if self._now - self._bet_at >= LOOK_SECONDS:
+            self._bet()
+
+    def shifted(self, at: float) -> None:
+        self._bet()
+        self._bets.shift(self._now)
+        self._custom.shifted()
+
+    def _bet(self) -> None:
+        sample, self._waiting = self._waiting, Sample(self._now, Counters(), Counters())
+        self._bet_at = self._now
+        new, stable = sample.new or Counters(), sample.stable or Counters()
+        if not self._asked or not (new.requests or stable.requests):
+            return
+        if not self._buckets.size and (known := stable.buckets or new.buckets):
+            self._buckets = np.array([bound for bound in known if not isinf(bound)])
+        if sample.share == 0:
+            new = Counters()  # a preview; who asked for it is not those who will
+        self._alone = sample.share == 100
+        self._bets.add(self._now, self._tick(new, stable), alone=self._alone)
+        self._stable = self._stable.plus(stable)
+        self._choose_boundaries()
+
+    def _tick(self, new: Counters, stable: Counters) -> Tick:
+        counts = np.zeros((4, self._bets.lanes))
+        for number, asked in enumerate(self._asked):
+            lanes = asked.lanes
+            if asked.metric == "errors":
+                counts[:, lanes] = np.array(
+                    [[new.errors], [new.requests], [stable.errors], [stable.requests]]
+                )
+            elif asked.by_two:
+                at = np.searchsorted(self._buckets, asked.limit.at_most * (1 - 1e-9))
+                around = np.concatenate([[0.0], self._buckets, [inf]])
+                exact = at < self._buckets.size and isclose(
+                    self._buckets[at], asked.limit.at_most, rel_tol=1e-6
+                )
+                pair = np.array([around[at + 1], around[at + 1 if exact else at]])
+                counts[:2, lanes] = _slower(new, self._buckets, pair)
+            elif (chosen := self._boundaries.get(number)) is not None:
+                into = slice(lanes.start, lanes.start + len(chosen))
+                counts[:2, into] = _slower(new, self._buckets, chosen)
+                counts[2:, into] = _slower(stable, self._buckets, chosen / asked.limit.at_most)
+        return Tick(*counts)
+
+    def _choose_boundaries(self) -> None:
+        """From stable's latest answers, before anything is bet on them; looked at again when twice
+        as many have come, because the first ones after a start are not like the others."""
+        if not self._buckets.size or not any(asked.by_boundaries for asked in self._asked):
+            return
+        timed = _slower(self._stable, self._buckets, self._buckets)[1]
+        if timed[0] < self._timed_enough:
+            return
+        for number, asked in enumerate(self._asked):
+            if asked.by_boundaries:
+                than = self._buckets / asked.limit.at_most
+                slow = _slower(self._stable, self._buckets, than)[0]
+                self._choose(number, asked, slow, timed)
+        self._stable = Counters()
+        self._timed_enough *= 2
+
+    def _choose(self, number: int, asked: Asked, slow: Array, timed: Array) -> None:
+        """`slow`, of so many `timed`: stable's answers slower than each boundary over the limit."""
+        tails = slow / timed
+        low, high = TAILS[asked.metric]
+        inside = (tails >= low) & (tails <= high)
+        present = self._boundaries.get(number)
+        if present is not None and inside[np.isin(self._buckets, present)].all():
+            return
+        candidates = np.flatnonzero(inside)
+        if not candidates.size:
+            aim = 1 - QUANTILES.get(asked.metric, 0.5)
+            candidates = np.array([np.abs(np.log((tails + 1e-4) / aim)).argmin()])
+        count = min(BOUNDARIES, candidates.size) if present is None else len(present)
+        picked = candidates[np.linspace(0, candidates.size - 1, count).astype(int)]
+        self._boundaries[number] = self._buckets[picked]
+        if asked.metric in QUANTILES:
+            aims = np.abs(np.log((tails[picked] + 1e-4) / (1 - QUANTILES[asked.metric])))
+            self._decisive[number] = int(aims.argmin())
+        into = slice(asked.lanes.start, asked.lanes.start + count)
+        self._bets.count_anew(into, slow[picked], timed[picked])
+
+    # -- verdict out -------------------------------------------------------------------------------
+
+    def judgement(self, now: float) -> Judgement:
+        return self._custom.joined(self._of_limits(now), now)
+
+    def evidence(self) -> float:
+        """The e-value against the release over all limits: at 1 / false_rollbacks it fails."""
+        if not self._asked:
+            return 1.0
+        together = log_mean_exp(np.array(self._means(self._bets.log_against())), axis=0)
+        return float(np.exp(np.minimum(together, 700.0)))
+
+    def _of_limits(self, now: float) -> Judgement:
+        if not self._asked:
+            if self._policy.limits():
+                return Judgement(Verdict.UNSURE, "there is no stable release to compare with")
+            return Judgement(Verdict.PASS, "no limits but of your own numbers")
+        log_against = self._bets.log_against()
+        against = self._means(log_against)
+        if log_mean_exp(np.array(against), axis=0) >= -log(self._policy.false_rollbacks):
+            worst = int(np.argmax(against))
+            measured = [
+                self._measure(n, now, log_against, Verdict.FAIL if n == worst else Verdict.UNSURE)
+                for n in range(len(self._asked))
+            ]
+            luck = f"by luck in at most {self._policy.false_rollbacks * 100:g}% of good releases"
+            if self._alone and self._asked[worst].limit.of == "stable":
+                luck = "compared with stable's past, as it has no traffic now"
+            words = f"{measured[worst].words}; {luck}"
+            return Judgement(Verdict.FAIL, words, tuple(measured))
+        enough = -log(self._policy.false_passes)
+        of_all, of_step = self._shown(self._bets.log_for()), self._shown(self._bets.log_for_step())
+        # What the rollout has shown stands only while this step, for its part, points there too.
+        kept = [a >= enough and s >= enough / 2 for a, s in zip(of_all, of_step, strict=True)]
+        measured = [
+            self._measure(n, now, log_against, Verdict.PASS if kept[n] else Verdict.UNSURE)
+            for n in range(len(self._asked))
+        ]
+        if self._silent:
+            return Judgement(Verdict.UNSURE, "the metrics source did not answer", tuple(measured))
+        if not all(kept):
+            missing = [m if not ok else 0.0 for m, ok in zip(self._missing(), kept, strict=True)]
+            slowest = int(np.argmax(missing))
+            words = f"{measured[slowest].words}; {self._missing_words(slowest, missing[slowest])}"
+            return Judgement(Verdict.UNSURE, words, tuple(measured))
+        early = self._policy.early and min(of_step) >= enough
+        words = "; ".join(measurement.words for measurement in measured)
+        return Judgement(Verdict.PASS, words, tuple(measured), early)
+
+    def _active(self, number: int) -> slice:
+        """The lanes that speak against the release."""
+        lanes = self._asked[number].lanes
+        if self._asked[number].by_two:
+            return slice(lanes.start, lanes.start + 1)
+        if not self._asked[number].by_boundaries:
+            return lanes
+        chosen = len(self._boundaries.get(number, ()))
+        return slice(lanes.start, lanes.start + max(1, chosen))
+
+    def _means(self, of_lanes: Array) -> list[float]:
+        """The evidence against is the mean over a limit's lanes: of e-values one again."""
+        of_lanes = np.maximum(of_lanes, -700.0)
+        return [
+            float(of_lanes[lanes.start])
+            if lanes.stop - lanes.start == 1
+            else float(log_mean_exp(of_lanes[lanes], axis=0))
+            for lanes in map(self._active, range(len(self._asked)))
+        ]
+
+    def _shown(self, of_lanes: Array) -> list[float]:
+        """The evidence for is that of the quantile's own boundary; of all latencies, the least."""
+        log_against, shown = self._bets.log_against(), []
+        for number, asked in enumerate(self._asked):
+            lanes = self._active(number)
+            if asked.by_two:
+                value = float(of_lanes[lanes.start + 1])
+            elif number in self._decisive:
+                value = float(of_lanes[lanes.start + self._decisive[number]])
+            else:
+                value = float(of_lanes[lanes].min())
+            # A boundary beside it that speaks clearly against the release is not outvoted.
+            doubted = log_against[lanes].max() >= -log(self._policy.false_passes)
+            shown.append(min(value, 0.0) if doubted else value)
+        return shown
+
+    def _measure(
+        self, number: int, now: float, log_against: Array, verdict: Verdict
+    ) -> Measurement:
+        asked = self._asked[number]
+        lanes = self._active(number)
+        lane = lanes.start + int(np.argmax(log_against[lanes]))
+        counts = self._bets.step if self._bets.step[1, lane] else self._bets.totals
+        bad, new, stable_bad, stable = (float(count[lane]) for count in counts)
+        value = bad / new if new else None
+        limit = asked.limit.at_most if asked.metric == "errors" else None
+        words = self._said(number, lane, bad, new, stable_bad, stable)
+        if verdict is Verdict.FAIL:
+            words += f": that is not {asked.limit}"
+        elif verdict is Verdict.PASS:
+            words += ": good enough" if self._passes_by_rate(number) else f": {asked.limit}"
+        else:
+            words += f": {asked.limit} is not shown yet"
+        return Measurement(asked.metric, str(asked.limit), now, value, limit, verdict, words)
+
+    def _passes_by_rate(self, number: int) -> bool:
+        asked = self._asked[number]
+        if asked.metric != "errors" or asked.limit.of != "stable":
+            return False
+        return bool(self._bets.passes_by_rate()[asked.lanes][0])
+
+    def _missing(self) -> list[float]:
+        """Requests to the new release that each limit needs about, to be shown kept."""
+        missing = self._bets.requests_missing()
+        return [float(missing[self._active(n)].min()) for n in range(len(self._asked))]
+
+    def _missing_words(self, number: int, missing: float) -> str:
+        lanes = self._active(number)
+        if not self._bets.totals[1].any():
+            return "no requests came to the new release"
+        if self._alone and not self._bets.known_alone()[lanes].any():
+            came = self._bets.totals[3, lanes].max()
+            return f"stable had {came:,.0f} requests before, {KNOWN} are needed to compare"
+        if missing < 10:
+            return "this step has shown little yet"
+        if missing > 1e7:
+            return "so far the rates are too near the limit to tell them apart"
+        return f"about {round(missing, -1):,.0f} more requests to the new release are missing"
+
+    def _said(
+        self, number: int, lane: int, bad: float, new: float, stable_bad: float, stable: float
+    ) -> str:
+        asked = self._asked[number]
+        compared = asked.limit.of == "stable" and stable > 0
+        if asked.metric == "errors":
+            words = f"errors {_share(bad, new)} of {new:,.0f}"
+            return words + (f", stable {_share(stable_bad, stable)}" if compared else "")
+        if asked.limit.of == "seconds":
+            over = self._buckets[self._buckets >= asked.limit.at_most * (1 - 1e-9)]
+            time = in_words(float(over[0]) if over.size else asked.limit.at_most)
+            return f"{asked.metric}: {_share(bad, new)} of {new:,.0f} took longer than {time}"
+        chosen = self._boundaries.get(number)
+        if chosen is None:
+            return f"{asked.metric}: stable's latencies are not known yet"
+        bound = float(chosen[lane - asked.lanes.start])
+        words = (
+            f"{asked.metric}: {_share(bad, new)} of {new:,.0f} took longer than {in_words(bound)}"
         )
-    value = new.error_rate if metric == "errors" else new.quantile(QUANTILES[metric])
-    bound: float | None = limit.at_most
-    if limit.of == "stable":
-        of_stable = stable.error_rate if metric == "errors" else stable.quantile(QUANTILES[metric])
-        bound = None if of_stable is None else of_stable * limit.at_most
-    if value is None or bound is None:
-        return unsure(f"{metric}: no latencies were counted")
-    verdict = Verdict.PASS if value <= bound else Verdict.FAIL
-    sign = "is within" if verdict is Verdict.PASS else "is over"
-    shown = _shown(metric, value), _shown(metric, bound)
-    words = f"{metric} {shown[0]} {sign} {shown[1]} ({limit}; {new.requests:.0f} requests)"
-    return Measurement(metric, at, value, bound, verdict, words)
+        if compared:
+            same = in_words(bound / asked.limit.at_most)
+            words += f", of stable {_share(stable_bad, stable)} longer than {same}"
+        return words
 
 
-def _shown(metric: str, value: float) -> str:
-    return f"{value * 100:.2f}%" if metric == "errors" else f"{value * 1000:.0f}ms"
+class CustomMetrics:
+    """Numbers of the team's own: more misses in a row than forgiven fail, silence is unsure."""
+
+    def __init__(self, metrics: Sequence[CustomMetric]) -> None:
+        self._metrics = metrics
+        self._values: dict[str, list[float | None]] = {metric.name: [] for metric in metrics}
+        self._asked_at: dict[str, float] = {}
+
+    def add(self, sample: Sample) -> None:
+        for name, value in sample.values.items():
+            if name in self._values:
+                self._values[name].append(value)
+                self._asked_at[name] = sample.at
+
+    def shifted(self) -> None:
+        """A step is judged by its own numbers."""
+        for values in self._values.values():
+            values.clear()
+
+    def joined(self, of_limits: Judgement, now: float) -> Judgement:
+        """The worst of both: a miss fails, silence makes a pass unsure."""
+        measured = [self._measure(metric, now) for metric in self._metrics]
+        every = (*of_limits.measurements, *measured)
+        for wanted in (Verdict.FAIL, Verdict.UNSURE):
+            if of_limits.verdict is wanted:
+                return Judgement(wanted, of_limits.reason, every)
+            if found := next((m for m in measured if m.verdict is wanted), None):
+                return Judgement(wanted, found.words, every)
+        words = "; ".join([of_limits.reason, *(m.words for m in measured)])
+        return Judgement(Verdict.PASS, words, every, of_limits.early)
+
+    def _measure(self, metric: CustomMetric, now: float) -> Measurement:
+        values = self._values[metric.name]
+        limit = metric.at_most if metric.at_most is not None else metric.at_least
+        asked = " and ".join(
+            f"{words} {bound:g}"
+            for words, bound in (("at most", metric.at_most), ("at least", metric.at_least))
+            if bound is not None
+        )
+        last = values[-1] if values else None
+
+        def said(verdict: Verdict, words: str) -> Measurement:
+            return Measurement(metric.name, asked, now, last, limit, verdict, words)
+
+        silent = abs(now - self._asked_at.get(metric.name, now)) > 3 * metric.interval + 30
+        if last is None or silent:
+            return said(
+                Verdict.UNSURE,
+                f"{metric.name}: no answer" if values else f"{metric.name}: not asked yet",
+            )
+        recent = values[-metric.misses - 1 :]
+        if len(recent) > metric.misses and all(_misses(metric, value) for value in recent):
+            return said(
+                Verdict.FAIL, f"{metric.name} {last:g} is not {asked}, {len(recent)} times in a row"
+            )
+        if _misses(metric, last):
+            return said(Verdict.UNSURE, f"{metric.name} {last:g} is not {asked}; asked again")
+        return said(Verdict.PASS, f"{metric.name} {last:g}: {asked}")
 
 
-def routing_doubt(new_requests: float, stable_requests: float, share: int) -> str | None:
+def _misses(metric: CustomMetric, value: float | None) -> bool:
+    if value is None:
+        return False
+    over = metric.at_most is not None and not value <= metric.at_most
+    return over or (metric.at_least is not None and not value >= metric.at_least)
+
+
+def _lanes(policy: Judge, first: bool) -> tuple[list[Asked], list[float], list[bool], list[float]]:
+    asked: list[Asked] = []
+    limits: list[float] = []
+    relative: list[bool] = []
+    enough: list[float] = []
+    for metric, limit in policy.limits():
+        of_stable = limit.of == "stable"
+        if first and of_stable:
+            continue
+        lanes = 1
+        if metric != "errors":
+            lanes = BOUNDARIES if of_stable else 2
+        asked.append(Asked(metric, limit, slice(len(limits), len(limits) + lanes)))
+        rate = limit.at_most
+        if metric != "errors":
+            # A release that is at most x times slower passes t no more often than stable t / x.
+            rate = 1.0 if of_stable else 1 - QUANTILES[metric]
+        limits += [rate] * lanes
+        relative += [of_stable] * lanes
+        by_rate = metric == "errors" and of_stable and policy.good_enough > 0
+        enough += [policy.good_enough if by_rate else NO_LIMIT] * lanes
+    return asked, limits, relative, enough
+
+
+def _slower(counters: Counters, bounds: Array, than: Array) -> Array:
+    """Answers that took longer than each of these times, interpolated within a bucket, and all that
+    were timed. -> (2, times)"""
+    timed = counters.buckets.get(inf, 0.0)
+    if not bounds.size or not timed:
+        return np.zeros((2, len(than)))
+    within = np.array([counters.buckets.get(float(bound), 0.0) for bound in bounds])
+    at_most = np.interp(than, np.concatenate([[0.0], bounds]), np.concatenate([[0.0], within]))
+    return np.stack([np.maximum(timed - at_most, 0.0), np.full(len(than), timed)])
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole * 100:.2f}%" if whole else "none"
+
+
+def routing_doubt(
+    new: float, stable: float, share: int, *, tolerance: float = 0.02, chance: float = 1e-4
+) -> str | None:
     """Why the observed split contradicts the configured share; None when it does not.
 
-    Weighted round robin keeps much closer to the share than independent draws, so five binomial
-    standard deviations, plus ten requests that were long on their way, are a generous bound.
-    """
-    total = new_requests + stable_requests
-    if total < 50:
+    A Dirichlet-multinomial e-value (Lindon & Malek 2020) against every share within `tolerance`:
+    it exceeds 1/`chance` with probability `chance` at most, however often it is looked at."""
+    total = new + stable
+    if not total or not 0 < share < 100:
         return None
-    expected = share / 100
-    slack = 5 * sqrt(expected * (1 - expected) / total) + 10 / total
-    observed = new_requests / total
-    if abs(observed - expected) <= slack:
+    wanted, observed = share / 100, new / total
+    nearest = min(max(observed, wanted - tolerance), wanted + tolerance)
+    nearest = min(max(nearest, 1e-6), 1 - 1e-6)
+    a, b = 10 * wanted, 10 * (1 - wanted)
+    log_e = lgamma(a + new) + lgamma(b + stable) - lgamma(a + b + total)
+    log_e -= lgamma(a) + lgamma(b) - lgamma(a + b)
+    log_e -= new * log(nearest) + stable * log(1 - nearest)
+    if log_e < -log(chance):
         return None
     return (
         f"the router holds {share}% for the new release, but {observed * 100:.1f}% of "
-        f"{total:.0f} requests arrived there"
+        f"{total:.0f} requests arrived there (by chance: 1 in {exp(min(log_e, 20)):,.0f})"
     )

@@ -21,8 +21,18 @@ class Refused(DafnckError):
     exit_code = 1
 
 
+class NotAllowed(Refused):
+    """A part refuses our credentials: what it knows cannot be told."""
+
+
 class RolledBack(DafnckError):
     """The new release did not stay; the stable one has all traffic again."""
+
+    exit_code = 1
+
+
+class Frozen(DafnckError):
+    """The rollout stands still at its share; a person decides which way it goes on."""
 
     exit_code = 1
 

@@ -64,6 +64,15 @@ def whole_percent(value: Any) -> int:
     return int(number)
 
 
+def fraction(value: Any) -> float:
+    """'1%' or 0.01 -> 0.01. Raises ValueError."""
+    if isinstance(value, str):
+        return percent(value) / 100
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        return float(value)
+    raise ValueError(f"{value!r} is not a share; write 1%")
+
+
 def in_words(duration_seconds: float) -> str:
     """90.0 -> '1m 30s'; 0.25 -> '250ms'."""
     if duration_seconds < 1:
@@ -114,6 +123,19 @@ Percent = Annotated[
                 {"type": "string", "pattern": r"^\d+\s*%$"},
             ],
             "description": "a share of the requests in whole percent: 5%",
+        }
+    ),
+]
+Fraction = Annotated[
+    float,
+    BeforeValidator(fraction),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": 1},
+                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*%$"},
+            ],
+            "description": "a share, also below one percent: 1%, 0.5%",
         }
     ),
 ]

@@ -6,7 +6,7 @@ yesterday is what it runs with when it comes back.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,8 +24,10 @@ class Release(BaseModel):
     run: Run
     route: Route
     rollout: Rollout
+    folder: str = ""  # of its service file, where commands of its judge run
     files: dict[str, bytes] = {}  # configuration: path in the working directory -> content
     created_at: float  # seconds since the epoch
+    migration: Literal["expand", "contract"] | None = None
 
     @property
     def host(self) -> str:
@@ -41,12 +43,15 @@ class Phase(StrEnum):
     SHIFTING = "shifting"
     DRAINING = "draining"  # promoted: the new release is stable, the old one is on its way out
     ROLLING_BACK = "rolling back"
+    FROZEN = "frozen"  # nothing moves, nobody leads it: a person decides which way it goes on
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled back"
-    FAILED = "failed"  # ended before any traffic was touched
+    FAILED = "failed"  # ended before the new release had any traffic
 
 
 FINISHED = frozenset({Phase.PROMOTED, Phase.ROLLED_BACK, Phase.FAILED})
+TERMINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})  # ends of a flow run
+UNLED = FINISHED | {Phase.FROZEN}  # no process leads a rollout in these, and none must
 
 
 class Verdict(StrEnum):
@@ -75,6 +80,15 @@ class RolloutRecord:
     approved_by: str | None
     approved_at: float | None
     abort_reason: str | None
+    freeze_override: str | None = None  # why it was begun in a freeze window
+    freeze_override_by: str | None = None
+    unsafe_reason: str | None = None  # why it went back past a contract migration
+    unsafe_by: str | None = None
+    notify: dict[str, Any] | None = None  # who hears of it, as the service file said
+    leader: str | None = None  # the process that began it: "pid 812 on web1"
+    taken_over: str | None = None  # why somebody else had to end it
+    closed_at: float | None = None  # when that was reported and told to Prefect
+    left_run: str | None = None  # the flow run that died before this one, still to be told
 
 
 @dataclass(frozen=True)
@@ -93,12 +107,19 @@ class Intent:
 
 @dataclass(frozen=True)
 class Lease:
+    """Two that are equal were not renewed in between, whatever any clock says."""
+
     service: str
     environment: str
+    token: str
     rollout_id: int
     holder: str
     taken_at: float
     expires_at: float
+    renewals: int | None
+    machine: str | None  # where `pid` means something
+    pid: int | None
+    pid_started: str | None
 
 
 @dataclass(frozen=True)
@@ -114,6 +135,7 @@ class Endpoints:
     health_path: str | None = None
     fatal: bool = False  # the platform gave up on a replica
     restarts: int = 0  # how often replicas ended and were started again
+    last_words: str = ""  # the last line in the log of one that ended and was started again
     health_timeout: float = 2.0  # seconds
     host: str = ""  # Host header of the requests that are meant for it
     port: int | None = None  # or the router's port for it alone

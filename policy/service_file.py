@@ -4,8 +4,6 @@ A file is read once for each environment: the `environments.<name>` part is laid
 mapping by mapping, lists and scalars replaced. Reading files and naming lines is `tasks/read.py`'s.
 """
 
-import re
-import shlex
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -13,7 +11,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     WithJsonSchema,
@@ -22,7 +19,12 @@ from pydantic import (
     model_validator,
 )
 
-from policy.quantities import Bytes, Percent, Seconds, in_words, percent, seconds
+from policy.freeze import read_time_zone
+from policy.freeze_window import FreezeText
+from policy.judge import Judge
+from policy.notice import Notify
+from policy.part import Command, Part, in_arguments
+from policy.quantities import Bytes, Percent, Seconds, in_words
 
 DEFAULT_ENVIRONMENT = "local"
 
@@ -30,24 +32,6 @@ DEFAULT_ENVIRONMENT = "local"
 # can get the same name, and with these lengths every platform takes it (63 characters).
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,34}[a-z0-9])?$")]
 EnvironmentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,19}$")]
-Command = str | list[str]
-
-
-class Part(BaseModel):
-    """Every mapping of the file: closed to unknown keys, never changed after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-def _words(command: Command) -> Command:
-    """The command, if it can be split into a program and its arguments."""
-    try:
-        words = shlex.split(command) if isinstance(command, str) else command
-    except ValueError as error:
-        raise ValueError(f"cannot be split into words: {str(error).lower()}") from None
-    if not words or not words[0] or "\0" in "".join(words):
-        raise ValueError("names no program")
-    return command
 
 
 def _one_key_of(kind: str, keys: str, value: Any) -> Any:
@@ -129,7 +113,7 @@ class Health(Part):
     @field_validator("command")
     @classmethod
     def _readable(cls, command: Command | None) -> Command | None:
-        return None if command is None else _words(command)
+        return None if command is None else in_arguments(command)
 
     @model_validator(mode="after")
     def _one_way(self) -> "Health":
@@ -196,7 +180,7 @@ class Run(Part):
     def _takes_a_port(cls, command: Command) -> Command:
         if "{port}" not in str(command):
             raise ValueError("must contain {port}: each replica listens on a port of its own")
-        return _words(command)
+        return in_arguments(command)
 
     @field_validator("env", mode="before")
     @classmethod
@@ -233,83 +217,6 @@ class Route(Part):
     )
 
 
-_limit = re.compile(r"at most\s+(\d+(?:\.\d+)?)\s*(x\s+stable|%|ms|s)")
-
-
-class Limit(Part):
-    """'at most 1.5x stable', 'at most 2%' (errors) or 'at most 500ms' (latency)."""
-
-    at_most: float = Field(ge=0, description="ratio, fraction of requests, or seconds")
-    of: Literal["stable", "fraction", "seconds"]
-
-    @classmethod
-    def read(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        match = _limit.fullmatch(value.strip())
-        if not match:
-            raise ValueError(
-                f"{value!r} is not a limit; write 'at most 2%', 'at most 500ms' or "
-                "'at most 1.5x stable'"
-            )
-        if "stable" in match[2]:
-            return {"at_most": float(match[1]), "of": "stable"}
-        if match[2] == "%":
-            return {"at_most": percent(f"{match[1]}%") / 100, "of": "fraction"}
-        return {"at_most": seconds(match[1] + match[2]), "of": "seconds"}
-
-    def __str__(self) -> str:
-        if self.of == "stable":
-            return f"at most {self.at_most:g}x stable"
-        if self.of == "fraction":
-            return f"at most {self.at_most * 100:g}%"
-        return f"at most {self.at_most * 1000:g}ms"
-
-
-LimitText = Annotated[
-    Limit,
-    BeforeValidator(Limit.read),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "pattern": r"^at most \d+(\.\d+)?\s*(x\s+stable|%|ms|s)$",
-            "description": "at most 2%, at most 500ms, at most 1.5x stable",
-        }
-    ),
-]
-
-
-class Judge(Part):
-    """When the new release is worse than the one that runs."""
-
-    method: Literal["threshold"] = Field("threshold", description="the way of judging")
-    errors: LimitText | None = Field(None, description="share of answers with status 5xx")
-    p50: LimitText | None = Field(None, description="median latency")
-    p90: LimitText | None = Field(None, description="90th percentile of latency")
-    p95: LimitText | None = Field(None, description="95th percentile of latency")
-    p99: LimitText | None = Field(None, description="99th percentile of latency")
-    interval: Seconds = Field(5.0, ge=0.5, description="length of one measurement")
-    failure_limit: int = Field(0, ge=0, description="failed measurements that are forgiven")
-    min_requests: int = Field(
-        20, ge=1, description="fewer requests in a measurement are inconclusive"
-    )
-    unsure: Literal["hold", "roll back"] = Field(
-        "roll back", description="what to do when the time is over and nothing is proved"
-    )
-
-    @model_validator(mode="after")
-    def _limits_fit(self) -> "Judge":
-        if self.errors and self.errors.of == "seconds":
-            raise ValueError("errors: a time is no limit for a share; write 'at most 2%'")
-        for key in ("p50", "p90", "p95", "p99"):
-            limit: Limit | None = getattr(self, key)
-            if limit and limit.of == "fraction":
-                raise ValueError(f"{key}: a share is no limit for a time; write 'at most 500ms'")
-        if not any((self.errors, self.p50, self.p90, self.p95, self.p99)):
-            raise ValueError("needs one limit at least: errors, p50, p90, p95 or p99")
-        return self
-
-
 class Cohort(Part):
     """Requests that get the new release from the first step on (A/B)."""
 
@@ -333,7 +240,9 @@ class Rollout(Part):
         None, description="canary: rising shares, up to 100%; default: 5%, 25%, 50%, 100%"
     )
     bake: Seconds = Field(
-        0.0, description="how long each step is watched; one judge interval at least"
+        0.0,
+        description="how long each step is watched; a sequential judge may end it earlier, a "
+        "threshold judge needs one interval at least",
     )
     within: Seconds = Field(
         3600.0, gt=0, description="from the end of the build to 100%; then it is rolled back"
@@ -350,6 +259,17 @@ class Rollout(Part):
         "default: X-Dafnck-Release: <release id>",
     )
     keep: int = Field(3, ge=1, le=100, description="old releases kept for instant rollback")
+    freeze: list[FreezeText] = Field(
+        default_factory=list, description="windows in which no release may begin"
+    )
+    time_zone: Annotated[str, BeforeValidator(read_time_zone)] = Field(
+        "UTC", description="of the windows: Europe/Berlin"
+    )
+    freeze_at: Annotated[Percent, Field(ge=1)] | None = Field(
+        None,
+        description="with `migration: contract`: from this share on it freezes instead of rolling "
+        "back; default: as soon as it has traffic",
+    )
 
     @model_validator(mode="after")
     def _steps_fit(self) -> "Rollout":
@@ -370,7 +290,8 @@ class Rollout(Part):
 
     @model_validator(mode="after")
     def _judge_has_time(self) -> "Rollout":
-        if self.judge and self.bake < self.judge.interval:
+        threshold = self.judge is not None and self.judge.method == "threshold"
+        if self.judge and threshold and self.bake < self.judge.interval:
             raise ValueError(
                 f"bake: {self.bake:g}s is shorter than one interval of the judge, "
                 f"{self.judge.interval:g}s"
@@ -411,6 +332,7 @@ class Override(Part):
     run: Mapping[str, Any] | None = None
     route: Mapping[str, Any] | None = None
     rollout: Mapping[str, Any] | None = None
+    notify: Mapping[str, Any] | None = None
 
 
 class ServiceFile(Part):
@@ -423,6 +345,12 @@ class ServiceFile(Part):
     run: Run = Field(description="how a replica runs")
     route: Route = Field(default_factory=Route, description="where requests come in")
     rollout: Rollout = Field(default_factory=Rollout, description="how a release takes over")
+    migration: Literal["expand", "contract"] | None = Field(
+        None,
+        description="what this release does to its database: expand (the old release still works "
+        "with it) or contract (it does not: no automatic way back, see freezes-and-migrations.md)",
+    )
+    notify: Notify | None = Field(None, description="who hears of a release")
     environments: dict[EnvironmentName, Override] = Field(
         default_factory=dict, description="what is different where"
     )
@@ -468,7 +396,13 @@ def laid_over(document: Mapping[str, Any], environment: str) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """JSON schema of the file, for editors. Overrides take the same keys, none required."""
     schema = ServiceFile.model_json_schema()
-    parts: dict[str, type[Part]] = {"build": Build, "run": Run, "route": Route, "rollout": Rollout}
+    parts: dict[str, type[Part]] = {
+        "build": Build,
+        "run": Run,
+        "route": Route,
+        "rollout": Rollout,
+        "notify": Notify,
+    }
     for key, part in parts.items():
         override = _optional(part).model_json_schema()
         schema["$defs"].update(override.pop("$defs", {}))

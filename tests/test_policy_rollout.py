@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.release import Phase, Verdict
@@ -12,6 +12,7 @@ from policy.rollout import (
     AskApproval,
     CleanUp,
     Finish,
+    Freeze,
     Plan,
     Promote,
     RollBack,
@@ -21,12 +22,13 @@ from policy.rollout import (
     StartNew,
     Stop,
     Wait,
+    accepted,
     next_action,
     plan,
 )
 from policy.service_file import Rollout
 
-JUDGE = {"errors": "at most 2%", "interval": 1}
+JUDGE = {"method": "threshold", "errors": "at most 2%", "interval": 1}
 
 
 @dataclass
@@ -42,6 +44,7 @@ class World:
     verdict: Verdict | None = Verdict.PASS
     approved_at: float | None = None
     serving_capacity: list[int] = field(default_factory=list)
+    peak: int = 0
 
     def seen(self) -> Seen:
         return Seen(
@@ -56,6 +59,7 @@ class World:
             verdict=self.verdict if self.share else None,
             verdict_reason="because",
             approved_at=self.approved_at,
+            peak=self.peak,
         )
 
     def perform(self, action: Action) -> None:
@@ -66,6 +70,7 @@ class World:
             case Shift(share):
                 assert self.new_ready > 0, "traffic to a release without replicas"
                 self.share, self.shifted_at, self.phase = share, self.now, Phase.SHIFTING
+                self.peak = max(self.peak, share)
             case Wait(seconds):
                 self.now += seconds
             case AskApproval():
@@ -78,6 +83,8 @@ class World:
                 self.phase = Phase.PROMOTED
             case RollBack():
                 self.phase, self.share = Phase.ROLLING_BACK, 0
+            case Freeze():
+                self.phase = Phase.FROZEN
             case CleanUp():
                 self.phase, self.new_ready = Phase.ROLLED_BACK, 0
 
@@ -96,11 +103,14 @@ def shifts(journey: list[Action]) -> list[int]:
 
 
 def a_plan(
-    rollout: dict[str, object] | None = None, *, replicas: int = 2, old: int | None = 2
+    rollout: dict[str, object] | None = None,
+    *,
+    replicas: int = 2,
+    old: int | None = 2,
+    migration: str | None = None,
 ) -> Plan:
-    return plan(
-        Rollout.model_validate(rollout or {}), replicas=replicas, stable_replicas=old, now=0
-    )
+    wanted = Rollout.model_validate(rollout or {})
+    return plan(wanted, replicas=replicas, stable_replicas=old, now=0, migration=migration)
 
 
 CANARY = {"strategy": "canary", "steps": [10, 50, 100], "bake": 2}
@@ -182,6 +192,16 @@ def test_unsure_can_hold_for_a_person() -> None:
     world.approved_at = world.now
     walk(steps, world)
     assert world.phase is Phase.PROMOTED
+
+
+def test_what_is_held_waits_for_the_person_also_when_the_proof_comes_late() -> None:
+    steps = a_plan(CANARY | {"judge": JUDGE | {"unsure": "hold"}, "within": 60})
+    world = World(phase=Phase.SHIFTING, share=10, new_ready=2, verdict=Verdict.PASS, now=70)
+    action = next_action(steps, world.seen())
+    assert isinstance(action, Wait)
+    assert "held until a person says" in action.reason
+    world.approved_at = 71
+    assert next_action(steps, world.seen()) == Shift(50)
 
 
 def test_a_person_overrules_only_where_the_file_lets_them() -> None:
@@ -310,3 +330,137 @@ def test_every_plan_ends_and_shares_only_rise(
 @pytest.mark.parametrize("share", [1, 9])
 def test_a_share_below_the_first_step_is_before_it(share: int) -> None:
     assert a_plan(CANARY).reached(share) is None
+
+
+# -- contract migrations -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("freeze_at", "share"), [(None, 10), ("10%", 10), ("50%", 50), ("11%", 50)]
+)
+def test_past_its_point_a_contract_migration_freezes_where_it_would_roll_back(
+    freeze_at: str | None, share: int
+) -> None:
+    steps = a_plan(CANARY | {"freeze_at": freeze_at}, migration="contract")
+    reasons = {
+        "verdict": {"verdict": Verdict.FAIL, "verdict_reason": "bad"},
+        "abort": {"abort_reason": "no"},
+        "dead": {"new_ready": 0, "new_dead": True},
+        "restarts": {"restarts": 3},
+        "late": {"now": steps.deadline + 1},
+    }
+    for name, change in reasons.items():
+        at = World(phase=Phase.SHIFTING, share=share, peak=share, new_ready=2).seen()
+        below = World(phase=Phase.SHIFTING, share=10, peak=10, new_ready=2).seen()
+        assert isinstance(next_action(steps, replace(at, **change)), Freeze), name  # type: ignore[arg-type]
+        if share > 10:
+            back = next_action(steps, replace(below, **change))  # type: ignore[arg-type]
+            assert isinstance(back, RollBack), name
+
+
+def test_what_once_had_the_traffic_has_changed_the_data() -> None:
+    """The share may have been lent to stable since."""
+    steps = a_plan(CANARY, migration="contract")
+    seen = World(phase=Phase.SHIFTING, share=0, peak=10, new_ready=2).seen()
+    assert isinstance(next_action(steps, replace(seen, abort_reason="no")), Freeze)
+
+
+@pytest.mark.parametrize("migration", [None, "expand"])
+def test_an_expand_migration_can_be_rolled_back(migration: str | None) -> None:
+    world = World(verdict=Verdict.FAIL)
+    walk(a_plan(CANARY | {"judge": JUDGE}, migration=migration), world)
+    assert world.phase is Phase.ROLLED_BACK
+
+
+def test_a_first_release_has_nothing_that_its_migration_could_harm() -> None:
+    assert a_plan(CANARY, old=None, migration="contract").freeze_at is None
+
+
+def test_a_person_may_go_back_even_past_a_migration() -> None:
+    steps = a_plan(CANARY, migration="contract")
+    seen = World(phase=Phase.SHIFTING, share=50, peak=50, new_ready=2).seen()
+    unsafe = replace(seen, abort_reason="I know", unsafe=True)
+    assert next_action(steps, unsafe) == RollBack("I know")
+
+
+def test_before_any_traffic_a_contract_migration_goes_back() -> None:
+    seen = replace(World(new_ready=2).seen(), abort_reason="no")
+    assert next_action(a_plan(CANARY, migration="contract"), seen) == RollBack("no")
+
+
+def test_nothing_moves_while_it_is_frozen() -> None:
+    for share in (0, 10, 100):
+        world = World(phase=Phase.FROZEN, share=share, new_ready=0, verdict=Verdict.FAIL)
+        assert isinstance(next_action(a_plan(CANARY), world.seen()), Stop)
+
+
+def test_a_person_takes_one_step_on_themselves_the_next_is_judged_again() -> None:
+    bad = World(verdict=Verdict.FAIL)
+    steps = a_plan(CANARY | {"judge": JUDGE}, migration="contract")
+    for share, following in [(10, 50), (50, 100)]:
+        journey = walk(steps, bad)
+        assert journey[-1] == Freeze("because")
+        assert (bad.phase, bad.share) == (Phase.FROZEN, share)
+        bad.phase = Phase.SHIFTING
+        steps = accepted(steps, share=share, by="ada", restarts=5)
+        assert next_action(steps, replace(bad.seen(), restarts=7)) == Shift(following)
+    walk(steps, bad)
+    assert (bad.phase, bad.share) == (Phase.FROZEN, 100)
+    bad.phase = Phase.SHIFTING
+    steps = accepted(steps, share=100, by="ada", restarts=0)
+    assert next_action(steps, bad.seen()) == Promote("ada let it go on")
+    walk(steps, bad)
+    assert bad.phase is Phase.PROMOTED
+
+
+def test_a_person_cannot_give_traffic_to_replicas_that_do_not_exist() -> None:
+    steps = accepted(a_plan(CANARY, migration="contract"), share=10, by="ada", restarts=0)
+    seen = World(phase=Phase.SHIFTING, share=10, peak=10, new_ready=0).seen()
+    assert isinstance(next_action(steps, seen), Freeze)
+    assert next_action(steps, replace(seen, new_dead=False)) == StartNew(2)
+
+
+@settings(deadline=None)
+@given(rollouts, st.integers(1, 4), st.integers(1, 4), st.integers(1, 100), st.data())
+def test_a_contract_migration_is_never_rolled_back_past_its_point(
+    rollout: dict[str, object], replicas: int, old: int, freeze_at: int, data: st.DataObject
+) -> None:
+    """Whatever the verdicts, and resumed whenever it froze: shares only rise, and it ends."""
+    steps = a_plan(
+        rollout | {"freeze_at": freeze_at}, replicas=replicas, old=old, migration="contract"
+    )
+    world = World(stable_running=old)
+    for _ in range(300):
+        world.verdict = data.draw(st.sampled_from([*Verdict]))
+        action = next_action(steps, world.seen())
+        if isinstance(action, Stop) and world.phase is not Phase.FROZEN:
+            break
+        if isinstance(action, Stop):
+            world.phase = Phase.SHIFTING
+            steps = accepted(steps, share=world.share, by="ada", restarts=0)
+            continue
+        if isinstance(action, RollBack):
+            assert world.peak < freeze_at
+        if isinstance(action, Freeze):
+            assert world.peak >= freeze_at
+        if isinstance(action, Shift):
+            assert action.share > world.share
+        world.perform(action)
+    assert world.phase in (Phase.PROMOTED, Phase.ROLLED_BACK, Phase.SHIFTING)
+
+
+@settings(deadline=None)
+@given(rollouts, st.integers(1, 4), st.integers(1, 4), st.integers(1, 100))
+def test_a_contract_migration_interrupted_anywhere_goes_on(
+    rollout: dict[str, object], replicas: int, old: int, freeze_at: int
+) -> None:
+    steps = a_plan(
+        rollout | {"freeze_at": freeze_at}, replicas=replicas, old=old, migration="contract"
+    )
+    for verdict in (Verdict.PASS, Verdict.FAIL):
+        whole = walk(steps, World(stable_running=old, verdict=verdict))
+        for cut in range(len(whole)):
+            world = World(stable_running=old, verdict=verdict)
+            for action in whole[:cut]:
+                world.perform(action)
+            assert walk(steps, world) == whole[cut:]

@@ -59,7 +59,12 @@ FULL: dict[str, Any] = {
         "sticky": True,
         "preview": "X-Preview: now",
         "keep": 3,
+        "freeze": ["Fri 16:00 - Mon 08:00", {"cron": "0 16 * * FRI", "lasts": "64h"}],
+        "time_zone": "Europe/Berlin",
+        "freeze_at": "50%",
     },
+    "migration": "contract",
+    "notify": {"to": ["team-slack", "$MAIL_URL"], "on": ["start", "fail"]},
     "environments": {
         "dev": {"rollout": {"strategy": "blue-green", "approve": False}},
         "prod": {"platform": "local", "run": {"replicas": 4}, "rollout": {"bake": "5m"}},
@@ -76,6 +81,7 @@ REQUIRED = {
     ("run", "health"),
     ("run", "health", "path"),
     ("rollout", "cohort", "header"),
+    ("notify", "to"),
 }
 OUT_OF_RANGE: dict[tuple[str, ...], list[Any]] = {
     ("version",): [0, 2, -1, "one"],
@@ -117,6 +123,30 @@ OUT_OF_RANGE: dict[tuple[str, ...], list[Any]] = {
     ("rollout", "judge", "min_requests"): [0],
     ("rollout", "preview"): ["X-Preview", ": yes", "X Y: z"],
     ("rollout", "cohort", "header"): ["beta"],
+    ("rollout", "freeze"): [
+        ["Fri"],
+        ["Fri 16:00 - 08:00"],
+        ["Fri 16:00 - Xyz 08:00"],
+        ["Fri 25:00 - Mon 08:00"],
+        ["Dec 20 - Mon"],
+        ["Dec 32 - Jan 2"],
+        ["Fri 16:00 - Fri 16:00"],
+        [7],
+        [{"cron": "0 16 * * FRI"}],
+        [{"cron": "0 16 * * FRX", "lasts": "64h"}],
+        [{"cron": "0 16 * *", "lasts": "64h"}],
+        [{"cron": "0 16 * * FRI", "lasts": "31d"}],
+        [{"cron": "0 16 * * FRI", "lasts": "0s"}],
+        [{"lasts": "64h"}],
+        [{"cron": "0 16 * * FRI", "lasts": "64h", "between": "Fri - Mon"}],
+        [{"cron": "0 16 * * FRI", "last": "64h"}],
+        "Fri 16:00 - Mon 08:00",
+    ],
+    ("rollout", "time_zone"): ["Berlin", "", "Europe/Belin", "../etc/passwd", 1],
+    ("rollout", "freeze_at"): ["0%", "101%", "2.5%", "some"],
+    ("migration",): ["extend", "", True],
+    ("notify", "to"): [[], ["slack://token"], ["Team"], [""], ["$"], [7], "team-slack"],
+    ("notify", "on"): [[], ["strat"], [7], "fail"],
 }
 
 
@@ -308,3 +338,61 @@ def test_nothing_crashes_the_reader(path: tuple[str, ...], value: Any) -> None:
             return
         with suppress(BadInput):  # any other error is a crash of the reader
             read_all(file)
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        ({"errors": "at most 1x stable"}, "errors: that little can never be shown"),
+        ({"errors": "at most 0%"}, "errors: no count can show zero"),
+        ({"errors": "at most 2%", "interval": "2s"}, "interval: belongs to `method: threshold`"),
+        ({"latency": "at most 500ms"}, "latency: has no single value"),
+        ({"errors": "at most 2% and 3%"}, "errors: '3%' is not a limit"),
+        ({"errors": "at most 2%", "false_rollbacks": "50%"}, "false_rollbacks: "),
+        ({"errors": "at most 2%", "false_rollbacks": "0%"}, "false_rollbacks: "),
+        ({"errors": "at most 2%", "bursts": "soon"}, "bursts: 'soon' is not a duration"),
+        ({"bursts": "10s"}, "judge: needs one limit at least"),
+        (
+            {"method": "threshold", "errors": "at most 2%", "interval": "1s", "bursts": "9s"},
+            "bursts: belongs to `method: sequential`",
+        ),
+        ({"metrics": [{"name": "queue", "at_most": 3}]}, "needs exactly one of promql, command"),
+        ({"metrics": [{"name": "queue", "command": "x"}]}, "needs at_most or at_least"),
+        (
+            {"metrics": [{"name": "queue", "promql": "up", "at_most": 3}]},
+            "promql and prometheus belong together",
+        ),
+        ({"metrics": [{"name": "q", "comand": "x"}]}, "unknown key; did you mean command?"),
+        ({"errors": "at most 2%", "synthetic": {"per_second": 3}}, "file: is missing"),
+    ],
+)
+def test_what_the_judge_cannot_do_is_refused(file: Path, judge: dict[str, Any], words: str) -> None:
+    document = copy.deepcopy(FULL)
+    document["rollout"]["judge"] = judge
+    file.write_text(as_text(document))
+    with pytest.raises(BadInput) as refused:
+        read_all(file)
+    assert re.match(rf"{re.escape(str(file))}:\d+: rollout\.judge", str(refused.value))
+    assert words in str(refused.value)
+
+
+def test_synthetic_requests_must_be_readable(file: Path) -> None:
+    document = copy.deepcopy(FULL)
+    document["rollout"]["judge"] = {"errors": "at most 2%", "synthetic": {"file": "asks.txt"}}
+    file.write_text(as_text(document))
+    wanted, environment = read_service(file, "prod")
+    with pytest.raises(BadInput, match=r"synthetic\.file: cannot read .*asks\.txt"):
+        configuration(wanted, environment, file)
+    (file.parent / "asks.txt").write_text("GET /a\nb\n")
+    with pytest.raises(BadInput, match="line 2: write a path"):
+        configuration(wanted, environment, file)
+
+
+@pytest.mark.parametrize("wrong", [["slack://TokenA"], "slack://TokenA", {"slack": "TokenA"}])
+def test_a_url_in_the_place_of_a_name_is_not_repeated(file: Path, wrong: object) -> None:
+    file.write_text(as_text(changed(("notify", "to"), wrong)))
+    with pytest.raises(
+        BadInput, match=r":\d+: notify.to(.0)?: (is no|must be a list of) name"
+    ) as refused:
+        read_all(file)
+    assert "Token" not in str(refused.value)
