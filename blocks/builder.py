@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from blocks.files import locked, write_atomically
+from blocks.files import locked, locked_if_free, write_atomically
+from blocks.processes import marked
 from policy.errors import BadInput, DafnckError
 from policy.service_file import Build
 
@@ -83,6 +84,19 @@ class Builder:
             removed.append(digest)
         return removed
 
+    def remove_half_built(self) -> list[str]:
+        """Remove what nobody builds any more and nobody finished. The log stays."""
+        removed = []
+        for folder in sorted(self._artifacts.glob("*/")):
+            marker = folder / "artifact.json"
+            if folder.name == "locks" or marker.exists():
+                continue
+            with locked_if_free(self._artifacts / "locks" / f"{folder.name}.lock") as free:
+                if free and not marker.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    removed.append(folder.name)
+        return removed
+
     def _fill(
         self, build: Build, source: Path, files: list[Path], target: Path, steps: "_Steps"
     ) -> None:
@@ -135,7 +149,7 @@ class _Steps:
             process = subprocess.Popen(
                 argv,
                 cwd=cwd,
-                env=environment,
+                env=marked(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,

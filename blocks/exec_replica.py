@@ -15,6 +15,8 @@ import signal
 import sys
 import time
 
+AGAIN = "dafnck: started again, start"  # in the log, after the last words of the one that ended
+
 
 def started(pid: int) -> str:
     """Start time of a process in clock ticks: with the pid it names a process for good."""
@@ -54,6 +56,8 @@ def main(spec_file: str) -> None:
     starts = 1 + starts_so_far(pid_file)
     with open(pid_file, "w") as file:
         file.write(f"{os.getpid()} {started(os.getpid())} {starts}")
+    if starts > 1:
+        print(f"{AGAIN} {starts}", flush=True)
     for name, value in spec.get("limits", {}).items():
         limit = getattr(resource, name)
         hard = resource.getrlimit(limit)[1]

@@ -3,15 +3,27 @@
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from blocks.processes import Process, own
+from policy.errors import Unreachable
+
+HALF = ".half"
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write beside the target and rename over it. A crash leaves the old content."""
+    """Write beside the target and rename over it. A crash leaves the old content, and a file that
+    `remove_half_written` knows for a dead process's."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    me = own()
+    writer = f"{me.pid}-{me.started}"
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=f".{writer}{HALF}"
+    )
     try:
         with os.fdopen(handle, "w") as file:
             os.fchmod(handle, mode)
@@ -24,10 +36,52 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
         raise
 
 
+def remove_half_written(folder: Path) -> None:
+    """Remove what dead processes were writing in this folder and in those within it."""
+    for pattern in (f".*{HALF}", f"*/.*{HALF}"):
+        for path in folder.glob(pattern):
+            pid, _, started = path.name.removesuffix(HALF).rpartition(".")[2].partition("-")
+            if pid.isdigit() and not Process(int(pid), started).alive():
+                path.unlink(missing_ok=True)
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes; the kernel frees it when the holder dies."""
+def locked(path: Path, within_seconds: float | None = None) -> Iterator[None]:
+    """Hold an exclusive lock between processes; the kernel frees it when the holder dies.
+
+    Raises Unreachable when somebody else holds it for longer than `within_seconds`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        if within_seconds is None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            _lock_within(file, path, within_seconds)
         yield
+
+
+def _lock_within(file: IO[str], path: Path, seconds: float) -> None:
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise Unreachable(
+                    f"another process holds {path} for {seconds:g}s: does one stand still (state T "
+                    f"in ps)? Nothing was changed. Continue it or end it: fuser {path}"
+                ) from None
+            time.sleep(0.01)
+
+
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """-> whether the lock is held now; somebody else has it otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

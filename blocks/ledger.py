@@ -17,7 +17,13 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random,
+)
 
 from blocks.ledger_tables import (
     decisions,
@@ -29,36 +35,53 @@ from blocks.ledger_tables import (
     samples,
     stables,
 )
-from policy.canary import Counters, Sample
+from blocks.processes import Process, machine, own
 from policy.errors import LeaseLost, Refused, Unreachable
-from policy.release import FINISHED, Intent, Lease, Phase, Release, RolloutRecord
+from policy.release import FINISHED, UNLED, Intent, Lease, Phase, Release, RolloutRecord
+from policy.samples import Counters, Sample
 
 log = logging.getLogger("dafnck")
 
 LEASE_SECONDS = 15.0
+RENEW_SECONDS = LEASE_SECONDS / 3
+WATCH_SECONDS = RENEW_SECONDS * 1.3  # of a lease that looks lapsed: a renewal must fall into it
+WRITE_SECONDS = 10.0  # so long another process may keep SQLite from being written to
+BRIEF_SECONDS = 1.0  # where looking at the release, or traffic that goes back, would have to wait
+SILENT_SECONDS = 5  # of a server: no lease lapses while its holder waits for one answer
+TAKEN_OVER = "the lease of this rollout lapsed and was taken over; not acting"
 
 
 class Ledger:
-    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        url: str,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         """`url`: an SQLAlchemy URL, or the path of an SQLite file."""
         if "://" not in url:
             Path(url).parent.mkdir(parents=True, exist_ok=True)
             url = f"sqlite:///{url}"
         self.url = url
-        self.clock = clock
-        options = {"connect_args": {"timeout": 10}} if url.startswith("sqlite") else {}
-        self._engine = sa.create_engine(url, pool_pre_ping=not options, **options)
-        if options:
+        self.clock, self.monotonic, self.sleep = clock, monotonic, sleep
+        sqlite = url.startswith("sqlite")
+        connect = {"timeout": WRITE_SECONDS} if sqlite else _patience(sa.make_url(url))
+        # What is written may hold secrets: contents of configuration files, environments.
+        self._engine = sa.create_engine(
+            url, pool_pre_ping=not sqlite, hide_parameters=True, connect_args=connect
+        )
+        if sqlite:
             sa.event.listen(self._engine, "connect", _sqlite_settings)
         # Other processes may be making the same tables at the same moment.
         again = Retrying(
             retry=retry_if_exception_type(DBAPIError),
             wait=wait_random(0, 0.2),
-            stop=stop_after_attempt(10),
+            stop=stop_after_attempt(10) | stop_after_delay(SILENT_SECONDS),
             reraise=True,
         )
         with self._answering():
-            again(meta.create_all, self._engine)
+            again(_have_tables, self._engine)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -67,6 +90,19 @@ class Ledger:
     def _writing(self) -> Iterator[sa.Connection]:
         with self._answering(), self._engine.begin() as db:
             yield db
+
+    @contextmanager
+    def _writing_briefly(self) -> Iterator[sa.Connection]:
+        """For what is good to have: a ledger that another process locks is not waited for."""
+        with self._writing() as db:
+            if db.dialect.name != "sqlite":
+                yield db
+                return
+            db.exec_driver_sql(f"PRAGMA busy_timeout = {BRIEF_SECONDS * 1000:.0f}")
+            try:
+                yield db
+            finally:
+                db.exec_driver_sql(f"PRAGMA busy_timeout = {WRITE_SECONDS * 1000:.0f}")
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -90,37 +126,78 @@ class Ledger:
     # -- leases ------------------------------------------------------------------------------
 
     def take_lease(
-        self, service: str, environment: str, who: str, seconds: float = LEASE_SECONDS
+        self,
+        service: str,
+        environment: str,
+        who: str,
+        seconds: float = LEASE_SECONDS,
+        *,
+        over: Lease | None = None,
     ) -> str:
-        """-> token. Raises Refused while somebody else holds it."""
-        now, token = self.clock(), uuid4().hex
-        of = (leases.c.service == service) & (leases.c.environment == environment)
-        holder = f"{who} (pid {os.getpid()} on {socket.gethostname()})"
+        """-> token. Raises Refused while somebody else holds it.
+
+        A lease whose holder died on this machine is taken over at once. One that looks lapsed is
+        watched first, for longer than its holder needs to renew it: clocks jump, and no jump may
+        take a lease from a process that renews it. `over`: the caller has watched this one itself;
+        it is taken over unless it was renewed since."""
+        watched = over
+        while True:
+            if token := self._insert_lease(service, environment, who, seconds, over):
+                return token
+            held = self.lease_row(service, environment)
+            if held is None:
+                if watched is not None:
+                    raise Refused(f"{watched.holder} has given its lease back meanwhile")
+                over = None  # what we found dead is gone: there is nothing to take over
+            elif held != over and (holder_died(held) or self._lapsed(held)):
+                over = held
+            else:
+                since = time.strftime("%H:%M:%S", time.localtime(held.taken_at))
+                raise Refused(
+                    f"{service} in {environment} is being changed by {held.holder} since {since}; "
+                    "nothing was touched. Wait for it, or end it: "
+                    f"dafnck abort {service} --env {environment}"
+                )
+
+    def _insert_lease(
+        self, service: str, environment: str, who: str, seconds: float, over: Lease | None
+    ) -> str | None:
+        """-> token; None while there is another lease than `over`, or no longer that one."""
+        now, token, me = self.clock(), uuid4().hex, own()
         try:
             with self._writing() as db:
-                db.execute(leases.delete().where(of, leases.c.expires_at <= now))
+                if over is not None and db.execute(_same(leases.delete(), over)).rowcount != 1:
+                    return None
                 db.execute(
                     leases.insert().values(
                         service=service,
                         environment=environment,
                         token=token,
-                        holder=holder,
+                        holder=f"{who} ({_whereabouts()})",
                         rollout_id=0,
                         taken_at=now,
                         expires_at=now + seconds,
+                        renewals=0,
+                        machine=machine(),
+                        pid=me.pid,
+                        pid_started=me.started,
                     )
                 )
         except IntegrityError:
-            held = self.lease(service, environment)
-            if held is None:
-                return self.take_lease(service, environment, who, seconds)
-            since = time.strftime("%H:%M:%S", time.localtime(held.taken_at))
-            raise Refused(
-                f"{service} in {environment} is being changed by {held.holder} since {since}; "
-                "nothing was touched. Wait for it, or end it: "
-                f"dafnck abort {service} --env {environment}"
-            ) from None
+            return None
         return token
+
+    def _lapsed(self, held: Lease) -> bool:
+        """Does it look lapsed, and is it not renewed while we watch? One that expires later than
+        any lease may was taken before the clock was set back: it must not live for ever."""
+        if 0 < held.expires_at - self.clock() <= LEASE_SECONDS + 1:
+            return False
+        give_up = self.monotonic() + WATCH_SECONDS
+        while self.monotonic() < give_up:
+            self.sleep(0.2)
+            if self.lease_row(held.service, held.environment) != held:
+                return False
+        return True
 
     def renew_lease(self, token: str, seconds: float = LEASE_SECONDS) -> None:
         """Raises LeaseLost when somebody else has it by now."""
@@ -128,30 +205,53 @@ class Ledger:
             done = db.execute(
                 leases.update()
                 .where(leases.c.token == token)
-                .values(expires_at=self.clock() + seconds)
+                .values(
+                    expires_at=self.clock() + seconds,
+                    renewals=sa.func.coalesce(leases.c.renewals, 0) + 1,
+                )
             )
         if done.rowcount != 1:
-            raise LeaseLost("the lease of this rollout lapsed and was taken over; not acting")
+            raise LeaseLost(TAKEN_OVER)
+
+    def check_lease(self, token: str) -> None:
+        """Raises LeaseLost when somebody else has it by now."""
+        with self._reading() as db:
+            if db.execute(sa.select(leases.c.token).where(leases.c.token == token)).first() is None:
+                raise LeaseLost(TAKEN_OVER)
 
     def free_lease(self, token: str) -> None:
         with self._writing() as db:
             db.execute(leases.delete().where(leases.c.token == token))
 
-    def break_lease(self, rollout_id: int) -> None:
-        """For whoever knows that the process of this rollout is dead."""
+    def remove_lease(self, lapsed: Lease) -> None:
+        """For whoever knows that nobody holds it; it stays when it was renewed since."""
         with self._writing() as db:
-            db.execute(leases.delete().where(leases.c.rollout_id == rollout_id))
+            db.execute(_same(leases.delete(), lapsed))
 
     def lease(self, service: str, environment: str) -> Lease | None:
-        """Who holds it now; None when nobody does or it lapsed."""
-        query = leases.select().where(
-            leases.c.service == service,
-            leases.c.environment == environment,
-            leases.c.expires_at > self.clock(),
-        )
+        """Who holds it now; None when nobody does, its holder died or it looks lapsed."""
+        row = self.lease_row(service, environment)
+        if row is None or row.expires_at <= self.clock() or holder_died(row):
+            return None
+        return row
+
+    def leads(self, rollout: RolloutRecord) -> bool:
+        """Does somebody hold the lease for this rollout? Until it is free, others are refused."""
+        lease = self.lease(rollout.service, rollout.environment)
+        return lease is not None and lease.rollout_id == rollout.id
+
+    def lease_row(self, service: str, environment: str) -> Lease | None:
+        """As it is written down, whether or not anybody holds it."""
+        found = self._leases(leases.c.service == service, leases.c.environment == environment)
+        return found[0] if found else None
+
+    def leases(self) -> list[Lease]:
+        """As they are written down, whether or not anybody holds them."""
+        return self._leases()
+
+    def _leases(self, *where: sa.ColumnElement[bool]) -> list[Lease]:
         with self._reading() as db:
-            row = db.execute(query).mappings().first()
-        return None if row is None else Lease(**{k: v for k, v in row.items() if k != "token"})
+            return [Lease(**row) for row in db.execute(leases.select().where(*where)).mappings()]
 
     # -- rollouts ----------------------------------------------------------------------------
 
@@ -166,8 +266,10 @@ class Ledger:
         strategy: str,
         flow_run_id: str | None = None,
         release_id: str | None = None,
+        **told: Any,
     ) -> RolloutRecord:
-        """Begin an attempt, under the lease. Its stable release is the one that serves now."""
+        """Begin an attempt, under the lease. Its stable release is the one that serves now.
+        `told`: what a person said (`freeze_override`, `unsafe_reason`, who), and `notify`."""
         with self._writing() as db:
             stable = db.execute(
                 sa.select(stables.c.release_id).where(
@@ -187,7 +289,9 @@ class Ledger:
                     phase=Phase.BUILDING.value,
                     reason="",
                     flow_run_id=flow_run_id,
+                    leader=_whereabouts(),
                     started_at=self.clock(),
+                    **told,
                 )
                 .returning(rollouts.c.id)
             ).scalar_one()
@@ -214,8 +318,14 @@ class Ledger:
     def unfinished(
         self, service: str | None = None, environment: str | None = None
     ) -> list[RolloutRecord]:
-        open_phases = rollouts.c.phase.not_in([phase.value for phase in FINISHED])
+        """Those that a process leads, or must end. A frozen one waits for a person."""
+        open_phases = rollouts.c.phase.not_in([phase.value for phase in UNLED])
         return self._rollouts(open_phases, *_of(service, environment))
+
+    def frozen(
+        self, service: str | None = None, environment: str | None = None
+    ) -> list[RolloutRecord]:
+        return self._rollouts(rollouts.c.phase == Phase.FROZEN.value, *_of(service, environment))
 
     def _rollouts(self, *where: sa.ColumnElement[bool], limit: int = 1000) -> list[RolloutRecord]:
         query = rollouts.select().where(*where).order_by(rollouts.c.id.desc()).limit(limit)
@@ -229,13 +339,47 @@ class Ledger:
             values["reason"] = reason
         if phase in FINISHED:
             values["finished_at"] = self.clock()
-        where = [rollouts.c.id == rollout_id]
-        if phase is Phase.ROLLING_BACK:
-            # What was promoted or has ended is not taken back by a process that comes late.
-            ends = [p.value for p in (*FINISHED, Phase.DRAINING)]
-            where.append(rollouts.c.phase.not_in(ends))
+        # What has ended stays as it ended, and what was promoted is not taken back, whatever a
+        # process does that comes late.
+        stays = {*FINISHED} if phase in FINISHED else {*FINISHED, Phase.DRAINING}
+        where = [rollouts.c.id == rollout_id, rollouts.c.phase.not_in([p.value for p in stays])]
+        if phase is Phase.FROZEN:
+            where.append(rollouts.c.phase == Phase.SHIFTING.value)
+        elif phase not in FINISHED:  # a person alone thaws it: `go_on`, `take_back`
+            where.append(rollouts.c.phase != Phase.FROZEN.value)
         with self._writing() as db:
             db.execute(rollouts.update().where(*where).values(**values))
+
+    def take_over(self, rollout_id: int, why: str) -> bool:
+        """Somebody else than its leader ends it; that is still to be told (`unclosed`). -> whether
+        nobody had begun that before."""
+        with self._writing() as db:
+            done = db.execute(
+                rollouts.update()
+                .where(rollouts.c.id == rollout_id, rollouts.c.taken_over.is_(None))
+                .values(taken_over=why)
+            )
+        return done.rowcount == 1
+
+    def unclosed(self) -> list[RolloutRecord]:
+        """Rollouts that somebody else ended, or that a dead flow run led before the one of now, and
+        nobody told of it yet."""
+        ended = sa.and_(
+            rollouts.c.taken_over.is_not(None),
+            rollouts.c.closed_at.is_(None),
+            rollouts.c.phase.in_([phase.value for phase in UNLED]),
+        )
+        return self._rollouts(ended | rollouts.c.left_run.is_not(None))
+
+    def close_rollout(self, rollout_id: int) -> None:
+        with self._writing() as db:
+            db.execute(
+                rollouts.update().where(rollouts.c.id == rollout_id).values(closed_at=self.clock())
+            )
+
+    def told_of_left_run(self, rollout_id: int) -> None:
+        with self._writing() as db:
+            db.execute(rollouts.update().where(rollouts.c.id == rollout_id).values(left_run=None))
 
     def approve(self, rollout_id: int, who: str) -> None:
         with self._writing() as db:
@@ -245,11 +389,64 @@ class Ledger:
                 .values(approved_by=who, approved_at=self.clock())
             )
 
-    def abort(self, rollout_id: int, reason: str) -> None:
+    def abort(self, rollout_id: int, reason: str, **unsafe: str) -> None:
+        """`unsafe`: `unsafe_reason` and `unsafe_by`, when it may go back past a migration."""
         with self._writing() as db:
             db.execute(
-                rollouts.update().where(rollouts.c.id == rollout_id).values(abort_reason=reason)
+                rollouts.update()
+                .where(rollouts.c.id == rollout_id)
+                .values(abort_reason=reason, **unsafe)
             )
+
+    def go_on(self, rollout_id: int, *, token: str, who: str, flow_run_id: str | None) -> None:
+        """A person lets a frozen rollout go on: it is led again, under this lease, and nothing of
+        how it came to be frozen is held against it. Raises Refused when it is not frozen any more.
+        """
+        untold = rollouts.c.taken_over.is_not(None) & rollouts.c.closed_at.is_(None)
+        self._thaw(
+            rollout_id,
+            token,
+            phase=Phase.SHIFTING.value,
+            approved_by=who,
+            approved_at=self.clock(),
+            reason="",
+            abort_reason=None,
+            unsafe_reason=None,
+            unsafe_by=None,
+            left_run=sa.case((untold, rollouts.c.flow_run_id), else_=rollouts.c.left_run),
+            flow_run_id=flow_run_id,
+            leader=_whereabouts(),
+            taken_over=None,
+            closed_at=None,
+        )
+
+    def take_back(
+        self, rollout_id: int, reason: str, *, token: str, unsafe_reason: str, unsafe_by: str
+    ) -> None:
+        """A person takes a frozen rollout back in spite of its migration: whoever leads it from now
+        on, or finds it left, gives its traffic back. Raises Refused when it is not frozen any more.
+        """
+        self._thaw(
+            rollout_id,
+            token,
+            phase=Phase.ROLLING_BACK.value,
+            reason=reason,
+            abort_reason=reason,
+            unsafe_reason=unsafe_reason,
+            unsafe_by=unsafe_by,
+            closed_at=None,  # its report says frozen
+        )
+
+    def _thaw(self, rollout_id: int, token: str, **values: Any) -> None:
+        of = (rollouts.c.id == rollout_id) & (rollouts.c.phase == Phase.FROZEN.value)
+        with self._writing() as db:
+            held = db.execute(
+                leases.update().where(leases.c.token == token).values(rollout_id=rollout_id)
+            )
+            if held.rowcount != 1:
+                raise LeaseLost("the lease lapsed before the rollout went on; nothing was touched")
+            if db.execute(rollouts.update().where(of).values(**values)).rowcount != 1:
+                raise Refused(f"rollout {rollout_id} is not frozen any more; see dafnck status")
 
     # -- releases ----------------------------------------------------------------------------
 
@@ -298,6 +495,34 @@ class Ledger:
         with self._reading() as db:
             return list(db.execute(query.order_by(releases.c.number.desc())).scalars())
 
+    def contracts_after(self, release: Release) -> list[str]:
+        """Ids of the younger releases that took away what this one needs of the database: they
+        were promoted, or had traffic and were taken back in spite of it."""
+        number = sa.select(releases.c.number).where(releases.c.id == release.id).scalar_subquery()
+        unsafe = sa.select(rollouts.c.release_id).where(
+            rollouts.c.kind == "release",
+            rollouts.c.unsafe_reason.is_not(None),
+            rollouts.c.release_id.is_not(None),
+            rollouts.c.phase != Phase.FAILED.value,  # that one had no traffic
+        )
+        query = (
+            sa.select(releases.c.id, releases.c.content)
+            .where(
+                releases.c.service == release.service,
+                releases.c.environment == release.environment,
+                releases.c.number > number,
+                releases.c.promoted_at.is_not(None) | releases.c.id.in_(unsafe),
+            )
+            .order_by(releases.c.number)
+        )
+        with self._reading() as db:
+            rows = db.execute(query).all()
+        return [
+            name
+            for name, content in rows
+            if Release.model_validate_json(content).migration == "contract"
+        ]
+
     def mark_removed(self, release_id: str) -> None:
         with self._writing() as db:
             db.execute(
@@ -322,12 +547,19 @@ class Ledger:
         with self._reading() as db:
             return [(r.service, r.environment, r.release_id, r.since) for r in db.execute(query)]
 
-    def promote(self, rollout_id: int, reason: str) -> None:
-        """The new release is the stable one from now on; the rollout drains the old one."""
+    def promote(self, rollout_id: int, reason: str, *, token: str | None = None) -> None:
+        """The new release is the stable one from now on; the rollout drains the old one. Older ones
+        that nobody could put right are over: their releases have no share any more. Raises
+        LeaseLost, and changes nothing, when the lease of this token is no longer held."""
         rollout = self.rollout(rollout_id)
         now = self.clock()
         of = (stables.c.service == rollout.service) & (stables.c.environment == rollout.environment)
         with self._writing() as db:
+            if token is not None:
+                # A write, so that nobody takes the lease over before this transaction ends.
+                mine = leases.update().where(leases.c.token == token)
+                if db.execute(mine.values(rollout_id=rollout_id)).rowcount != 1:
+                    raise LeaseLost(TAKEN_OVER)
             db.execute(stables.delete().where(of))
             db.execute(
                 stables.insert().values(
@@ -345,6 +577,21 @@ class Ledger:
                 .where(rollouts.c.id == rollout_id)
                 .values(phase=Phase.DRAINING.value, reason=reason)
             )
+            passed_over = rollouts.update().where(
+                *_of(rollout.service, rollout.environment),
+                rollouts.c.id < rollout_id,
+                rollouts.c.phase.not_in([phase.value for phase in UNLED]),
+            )
+            died = sa.func.coalesce(
+                sa.func.nullif(rollouts.c.reason, ""), rollouts.c.taken_over, ""
+            )
+            db.execute(
+                passed_over.values(
+                    phase=Phase.ROLLED_BACK.value,
+                    finished_at=now,
+                    reason=died + f"; {rollout.version} took its traffic",
+                )
+            )
 
     # -- what was intended, decided, seen ----------------------------------------------------
 
@@ -354,10 +601,10 @@ class Ledger:
     ) -> Iterator[dict[str, Any]]:
         """Write an intent, do the act in the body, write its outcome. The body may add to the
         yielded mapping; what it adds is kept with the outcome. `even_unrecorded`: the act is
-        traffic going back, which a ledger that cannot be written must not stop."""
+        traffic going back, which a ledger that cannot be written must neither stop nor delay."""
         said: dict[str, Any] = {}
         try:
-            intent = self._intend(rollout_id, act, detail)
+            intent = self._intend(rollout_id, act, detail, briefly=even_unrecorded)
         except Unreachable as error:
             if not even_unrecorded:
                 raise
@@ -371,9 +618,11 @@ class Ledger:
             raise
         self._outcome(intent, "; ".join(["done", *(f"{k} {v}" for k, v in said.items())]))
 
-    def _intend(self, rollout_id: int, act: str, detail: dict[str, Any]) -> int:
+    def _intend(
+        self, rollout_id: int, act: str, detail: dict[str, Any], *, briefly: bool = False
+    ) -> int:
         key = ":".join([act, *(f"{k}={v}" for k, v in sorted(detail.items()))])
-        with self._writing() as db:
+        with self._writing_briefly() if briefly else self._writing() as db:
             return db.execute(  # type: ignore[no-any-return]
                 intents.insert()
                 .values(
@@ -398,7 +647,7 @@ class Ledger:
     def decide(
         self, rollout_id: int, action: str, share: int, verdict: str | None, reason: str
     ) -> None:
-        with self._writing() as db:
+        with self._writing_briefly() as db:
             db.execute(
                 decisions.insert().values(
                     rollout_id=rollout_id,
@@ -418,7 +667,7 @@ class Ledger:
             return [dict(row) for row in db.execute(query).mappings()]
 
     def add_sample(self, rollout_id: int, sample: Sample) -> None:
-        with self._writing() as db:
+        with self._writing_briefly() as db:
             db.execute(
                 samples.insert().values(
                     rollout_id=rollout_id,
@@ -426,6 +675,7 @@ class Ledger:
                     share=sample.share,
                     new=_packed(sample.new),
                     stable=_packed(sample.stable),
+                    values=sample.values or None,
                 )
             )
 
@@ -433,9 +683,62 @@ class Ledger:
         query = samples.select().where(samples.c.rollout_id == rollout_id).order_by(samples.c.id)
         with self._reading() as db:
             return [
-                Sample(row["at"], _unpacked(row["new"]), _unpacked(row["stable"]), row["share"])
+                Sample(
+                    row["at"],
+                    _unpacked(row["new"]),
+                    _unpacked(row["stable"]),
+                    row["share"],
+                    row["values"] or {},
+                )
                 for row in db.execute(query).mappings()
             ]
+
+    def past_samples(
+        self, service: str, environment: str, rollouts_back: int = 10, most: int = 7200
+    ) -> list[Sample]:
+        """Of the newest releases that were promoted, oldest first."""
+        promoted = rollouts.c.phase == Phase.PROMOTED.value
+        kind = rollouts.c.kind == "release"
+        newest = self._rollouts(promoted, kind, *_of(service, environment), limit=rollouts_back)
+        past: list[Sample] = []
+        for rollout in newest:
+            if len(past) < most:
+                past = [*self.samples(rollout.id), *past]
+        return past[-most:]
+
+
+def holder_died(lease: Lease) -> bool:
+    """Is it known that nobody renews this lease? Only of a process of this machine it can be."""
+    if lease.pid is None or lease.pid_started is None or lease.machine != machine():
+        return False
+    return not Process(lease.pid, lease.pid_started).alive()
+
+
+def _whereabouts() -> str:
+    return f"pid {os.getpid()} on {socket.gethostname()}"
+
+
+def _same(statement: Any, lease: Lease) -> Any:
+    """Of this lease, unless it was renewed or changed hands since it was read."""
+    return statement.where(
+        leases.c.token == lease.token,
+        leases.c.renewals.is_not_distinct_from(lease.renewals),
+        leases.c.expires_at == lease.expires_at,
+    )
+
+
+def _have_tables(engine: sa.Engine) -> None:
+    """Make the tables that are missing, and in older ones the nullable columns that are. Whoever
+    comes second fails on what the first one made, and finds it when asked again."""
+    meta.create_all(engine)
+    there = sa.inspect(engine)
+    for table in meta.sorted_tables:
+        known = {column["name"] for column in there.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known and column.nullable:
+                written = sa.schema.CreateColumn(column).compile(engine)
+                with engine.begin() as db:
+                    db.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {written}"))
 
 
 def _of(service: str | None, environment: str | None) -> list[sa.ColumnElement[bool]]:
@@ -459,6 +762,21 @@ def _unpacked(packed: Mapping[str, Any] | None) -> Counters | None:
         return None
     buckets = {float(bound): count for bound, count in packed["buckets"].items()}
     return Counters(packed["requests"], packed["errors"], buckets)
+
+
+def _patience(url: sa.URL) -> dict[str, Any]:
+    """With a PostgreSQL server that does not answer. What the URL says itself is obeyed."""
+    if url.get_backend_name() != "postgresql":
+        return {}
+    limits = {
+        "connect_timeout": SILENT_SECONDS,
+        "options": f"-c statement_timeout={SILENT_SECONDS * 1000}",
+        "tcp_user_timeout": SILENT_SECONDS * 1000,  # a network that swallows what is sent
+        "keepalives_idle": SILENT_SECONDS,
+        "keepalives_interval": 1,
+        "keepalives_count": SILENT_SECONDS,  # or an answer
+    }
+    return {name: limit for name, limit in limits.items() if name not in url.query}
 
 
 def _sqlite_settings(connection: Any, _record: Any) -> None:

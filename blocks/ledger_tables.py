@@ -38,6 +38,15 @@ rollouts = sa.Table(
     sa.Column("approved_by", sa.String(200)),
     sa.Column("approved_at", sa.Float),
     sa.Column("abort_reason", sa.Text),
+    sa.Column("freeze_override", sa.Text),
+    sa.Column("freeze_override_by", sa.String(200)),
+    sa.Column("unsafe_reason", sa.Text),
+    sa.Column("unsafe_by", sa.String(200)),
+    sa.Column("notify", sa.JSON(none_as_null=True)),
+    sa.Column("leader", sa.String(200)),  # the process that began it
+    sa.Column("taken_over", sa.Text),  # why somebody else had to end it
+    sa.Column("closed_at", sa.Float),  # when that was reported and told to Prefect
+    sa.Column("left_run", sa.String(64)),  # flow run that died before, still to be told to Prefect
     sa.Index("rollouts_of", "service", "environment", "id"),
 )
 intents = sa.Table(
@@ -73,6 +82,7 @@ samples = sa.Table(
     sa.Column("share", sa.Integer, nullable=False),
     sa.Column("new", sa.JSON),
     sa.Column("stable", sa.JSON),
+    sa.Column("values", sa.JSON(none_as_null=True)),  # custom metrics
 )
 stables = sa.Table(
     "stables",
@@ -92,4 +102,9 @@ leases = sa.Table(
     sa.Column("rollout_id", sa.Integer, nullable=False),
     sa.Column("taken_at", sa.Float, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=False),
+    # Null in leases that an older version took: these end by time alone.
+    sa.Column("renewals", sa.Integer),
+    sa.Column("machine", sa.String(200)),
+    sa.Column("pid", sa.Integer),
+    sa.Column("pid_started", sa.String(40)),
 )

@@ -15,7 +15,8 @@ class Answers:
     good: int = 0
     from_bad_build: int = 0  # failed, and says itself that it comes from the broken build
     failed_else: Counter[str] = field(default_factory=Counter)  # status or exception
-    first_bad_at: float | None = None  # seconds since the epoch
+    first_bad_at: float | None = None  # of these, seconds since the epoch
+    first_failed_at: float | None = None  # of all that failed
 
 
 class SteadyLoad:
@@ -54,6 +55,7 @@ class SteadyLoad:
             answer = await client.get(self._url, headers={"Host": self._host})
         except httpx.HTTPError as error:
             self.answers.failed_else[type(error).__name__] += 1
+            self._failed()
             return
         if 200 <= answer.status_code < 300:
             self.answers.good += 1
@@ -62,3 +64,8 @@ class SteadyLoad:
             self.answers.first_bad_at = self.answers.first_bad_at or time.time()
         else:
             self.answers.failed_else[str(answer.status_code)] += 1
+        if not 200 <= answer.status_code < 300:
+            self._failed()
+
+    def _failed(self) -> None:
+        self.answers.first_failed_at = self.answers.first_failed_at or time.time()

@@ -22,12 +22,15 @@ from typing import Any
 
 import psutil
 
+from blocks.exec_replica import AGAIN
 from blocks.files import locked, write_atomically
+from blocks.processes import marked
 from blocks.stack import Stack
 from blocks.supervisor import Program, Supervisor
 from policy.errors import NotApplied, Refused
+from policy.part import Command
 from policy.release import Endpoints, Release
-from policy.service_file import Command, Health, Limits
+from policy.service_file import Health, Limits
 
 PORTS = range(20000, 32000)  # below the range that the kernel takes outgoing ports from
 CRASHES = 3  # starts without success after which a replica is given up
@@ -86,13 +89,15 @@ class LocalProcesses:
             health_path=health.path if health else None,
             fatal=any(self._given_up(release_id, n, programs) for n in numbers),
             restarts=sum(max(0, self._starts(release_id, n) - 1) for n in numbers),
+            last_words="" if quick else self._last_words(release_id, numbers),
             health_timeout=health.timeout if health else 2.0,
             host=release.host if release else "",
             port=release.route.port if release else None,
         )
 
     def stop(self, release_id: str, grace_seconds: float) -> None:
-        numbers = self._numbers(release_id)
+        # Who died while it stopped one may have left a program without its file.
+        numbers = {*self._numbers(release_id), *self._running_numbers(release_id)}
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(lambda n: self._remove(release_id, n, grace_seconds), numbers))
 
@@ -187,6 +192,10 @@ class LocalProcesses:
         names = (self._stack.supervisor / "conf.d").glob(f"{release_id}.*.conf")
         return sorted(int(name.stem.rpartition(".")[2]) for name in names)
 
+    def _running_numbers(self, release_id: str) -> list[int]:
+        names = [name.rpartition(".") for name in self._supervisor.programs()]
+        return [int(number) for release, _, number in names if release == release_id]
+
     def _replica(self, release_id: str, number: int) -> dict[str, Any]:
         path = self._folder(release_id) / f"replica-{number}.json"
         return dict(json.loads(path.read_text()))
@@ -227,7 +236,17 @@ class LocalProcesses:
 
     def _last_line(self, release_id: str, number: int) -> str:
         lines = tail(self._stack.logs / release_id / f"{number}.log", 5)
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return _last_of(lines)
+
+    def _last_words(self, release_id: str, numbers: list[int]) -> str:
+        """What one that ended wrote last, before it was started again."""
+        for number in numbers:
+            if self._starts(release_id, number) > 1:
+                lines = tail(self._stack.logs / release_id / f"{number}.log", 200)
+                again = [n for n, line in enumerate(lines) if line.startswith(AGAIN)]
+                if again and (words := _last_of(lines[: again[-1]])):
+                    return words
+        return ""
 
     def _remove(self, release_id: str, number: int, grace_seconds: float) -> None:
         self._supervisor.remove(f"{release_id}.{number}", grace_seconds)
@@ -239,7 +258,12 @@ def health_trouble(health: Health, port: int, env: dict[str, str], cwd: str) -> 
         argv = _words(health.command, port)
         try:
             done = subprocess.run(
-                argv, env=env, cwd=cwd, timeout=health.timeout, capture_output=True, text=True
+                argv,
+                env=marked(env),
+                cwd=cwd,
+                timeout=health.timeout,
+                capture_output=True,
+                text=True,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"health command: {error}"
@@ -263,6 +287,11 @@ def tail(path: Path, lines: int) -> list[str]:
             return file.read().decode(errors="replace").splitlines()[-lines:]
     except FileNotFoundError:
         return []
+
+
+def _last_of(lines: list[str]) -> str:
+    said = (line.strip() for line in reversed(lines))
+    return next((line for line in said if line and not line.startswith(AGAIN)), "")
 
 
 def _url(port: int) -> str:

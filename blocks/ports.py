@@ -3,10 +3,12 @@
 `tests/test_block_contracts.py` runs the same tests over every implementation, the fakes included.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from policy.canary import Counters
+from policy.notice import Notice
 from policy.release import Endpoints, MatchRules, Release
+from policy.samples import Counters
 
 
 @runtime_checkable
@@ -62,3 +64,16 @@ class TrafficMetrics(Protocol):
     def read(self) -> dict[str, Counters]:
         """Release id -> totals since the source started. A source that was restarted begins at
         zero. Raises Unreachable."""
+
+
+@runtime_checkable
+class Notifier(Protocol):
+    """Tells people."""
+
+    def send(self, to: str, notices: Sequence[Notice]) -> None:
+        """To a target, by its name, in this order. Takes up to some minutes. Raises Refused for a
+        target that is not known, NotApplied when it did not take them; no message holds a part of
+        its URL."""
+
+    def record(self, notice: Notice) -> None:
+        """Into the log of notifications."""

@@ -8,9 +8,7 @@ import httpx
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from blocks.stack import Stack
-from policy.errors import Refused, Unreachable
-
-TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+from policy.errors import NotAllowed, Refused, Unreachable
 
 
 class PrefectApi:
@@ -68,9 +66,11 @@ class PrefectApi:
         return dict(self._call("GET", f"/flow_runs/{flow_run_id}")["state"] or {})
 
     def set_state(
-        self, flow_run_id: str, kind: str, *, force: bool = False, **details: Any
+        self, flow_run_id: str, kind: str, message: str = "", *, force: bool = False, **details: Any
     ) -> None:
         state = {"type": kind, "name": kind.capitalize(), "state_details": details}
+        if message:
+            state["message"] = message
         body = {"state": state, "force": force}
         self._call("POST", f"/flow_runs/{flow_run_id}/set_state", body)
 
@@ -91,7 +91,7 @@ class PrefectApi:
                 f"Prefect's API at {self.url} does not answer ({error}); start it: dafnck up"
             ) from None
         if answer.status_code in (401, 403):
-            raise Refused(
+            raise NotAllowed(
                 f"Prefect's API at {self.url} refuses our credentials; set "
                 "PREFECT_API_AUTH_STRING, or see secrets/prefect-auth in DAFNCK_HOME"
             )

@@ -15,12 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from blocks.files import locked, write_atomically
-from policy.canary import Counters
 from policy.errors import NotApplied, Unreachable
 from policy.release import Endpoints, MatchRules
+from policy.samples import Counters
 
 STATE = "# dafnck: "
-READ_BACK_SECONDS = 3.0
+LOCK_SECONDS = 10.0  # for the write of a small file
+READ_BACK_SECONDS = 10.0  # it takes 50 ms; on a machine that does too much, seconds
+# Upper bounds in seconds, finer than usual: a judge of latency sees in steps of these.
+LATENCY_BUCKETS = [
+    *(0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.014, 0.02, 0.03, 0.04, 0.055, 0.075),
+    *(0.1, 0.14, 0.2, 0.28, 0.4, 0.55, 0.75, 1, 1.4, 2, 3, 5, 10, 30),
+]
 
 
 def _get(url: str) -> bytes:
@@ -68,7 +74,7 @@ class TraefikRouter:
     # -- TrafficRouter -----------------------------------------------------------------------
 
     def attach(self, endpoints: Endpoints) -> None:
-        with locked(self._lock):
+        with locked(self._lock, LOCK_SECONDS):
             state = self._read()
             backend = {
                 "urls": list(endpoints.urls),
@@ -90,7 +96,7 @@ class TraefikRouter:
         )
 
     def detach(self, release_id: str) -> None:
-        with locked(self._lock):
+        with locked(self._lock, LOCK_SECONDS):
             state = self._read()
             if state["shares"].get(release_id):
                 raise NotApplied(f"{release_id} has {state['shares'][release_id]}% of the traffic")
@@ -111,7 +117,7 @@ class TraefikRouter:
 
     def set_shares(self, shares: dict[str, int]) -> None:
         wanted = {release: share for release, share in shares.items() if share}
-        with locked(self._lock):
+        with locked(self._lock, LOCK_SECONDS):
             state = self._read()
             if unknown := set(wanted) - set(state["backends"]):
                 raise NotApplied(f"{', '.join(unknown)} not attached; traffic is unchanged")
@@ -127,7 +133,7 @@ class TraefikRouter:
         self._wait_for(self.name, held)
 
     def match(self, rules: MatchRules | None) -> None:
-        with locked(self._lock):
+        with locked(self._lock, LOCK_SECONDS):
             state = self._read()
             state["rules"] = rules and {
                 "release_id": rules.release_id,
@@ -264,7 +270,11 @@ class TraefikMetrics:
 
         totals: dict[str, list[float]] = {}
         buckets: dict[str, dict[float, float]] = {}
-        for family in text_string_to_metric_families(_get(self._url).decode()):
+        try:
+            families = list(text_string_to_metric_families(_get(self._url).decode()))
+        except ValueError as error:  # it was started a moment ago and does not know the path yet
+            raise Unreachable(f"Traefik tells no metrics at {self._url} yet") from error
+        for family in families:
             if not family.name.startswith("traefik_service_request"):
                 continue
             for sample in family.samples:

@@ -1,14 +1,16 @@
 """Small real platforms in memory, held to the same contract tests as the true ones."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from blocks.builder import Builder
 from blocks.ledger import Ledger
 from blocks.platforms import Platform
-from policy.canary import Counters
 from policy.errors import NotApplied, Refused, Unreachable
+from policy.notice import Notice
 from policy.release import Endpoints, MatchRules, Phase, Release
+from policy.samples import Counters
 from policy.service_file import Rollout, Route, Run
 from tasks.site import Site
 
@@ -113,6 +115,21 @@ class FakeMetrics:
         return dict(self._totals)
 
 
+class FakeNotifier:
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Notice]] = []
+        self.recorded: list[Notice] = []
+        self.down = False
+
+    def send(self, to: str, notices: Sequence[Notice]) -> None:
+        if self.down:
+            raise NotApplied(f"{to} did not take it")
+        self.sent += [(to, notice) for notice in notices]
+
+    def record(self, notice: Notice) -> None:
+        self.recorded.append(notice)
+
+
 class Clock:
     """Time that a test moves; every reading costs a moment."""
 
@@ -122,6 +139,11 @@ class Clock:
     def __call__(self) -> float:
         self.at += 0.001
         return self.at
+
+    monotonic = __call__
+
+    def sleep(self, seconds: float) -> None:
+        self.at += seconds
 
 
 def a_release(number: int = 0, **changes: object) -> Release:
@@ -141,17 +163,23 @@ def a_release(number: int = 0, **changes: object) -> Release:
     return release.model_copy(update=changes)
 
 
-def a_site(folder: Path, clock: Callable[[], float] | None = None) -> Site:
+def a_site(
+    folder: Path,
+    clock: Callable[[], float] | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Site:
     clock = clock or Clock()
     router = FakeRouter()
     platform = Platform(FakeWorkloads(), router, FakeMetrics(router, clock), web_port=1)
     return Site(
         "shop",
         "prod",
-        ledger=Ledger(str(folder / "ledger.db"), clock),
+        ledger=Ledger(str(folder / "ledger.db"), clock, monotonic, sleep),
         platform=platform,
         builder=Builder(folder / "artifacts"),
         reports=folder / "reports",
+        notifier=FakeNotifier(),
         clock=clock,
     )
 

@@ -4,20 +4,24 @@ import multiprocessing
 import os
 import pwd
 import shutil
+import socket
 import sqlite3
 import subprocess
 import time
+import traceback
 from collections.abc import Iterator
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from conftest import free_port, wait_for
 from fakes import Clock, a_release
 
 from blocks.ledger import Ledger
-from policy.canary import Counters, Sample
 from policy.errors import LeaseLost, Refused, Unreachable
 from policy.release import Phase, RolloutRecord
+from policy.samples import Counters, Sample
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +91,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def ledger(url: str, clock: Clock) -> Iterator[Ledger]:
-    ledger = Ledger(url, clock)
+    ledger = Ledger(url, clock, clock.monotonic, clock.sleep)
     yield ledger
     ledger.close()
 
@@ -148,6 +152,27 @@ def test_a_rollout_from_begin_to_promotion(ledger: Ledger) -> None:
     assert ledger.releases("shop", "prod") == ["shop-prod-1"]
 
 
+def test_columns_that_an_older_ledger_lacks_are_added(url: str) -> None:
+    """By six processes at once; what was written before stays."""
+    import sqlalchemy as sa
+
+    ledger = Ledger(url)
+    begin(ledger, ledger.take_lease("shop", "prod", "x"))
+    with ledger._engine.begin() as db:
+        db.execute(sa.text("ALTER TABLE rollouts DROP COLUMN abort_reason"))
+        db.execute(sa.text("ALTER TABLE rollouts DROP COLUMN approved_at"))
+    context = multiprocessing.get_context("spawn")
+    racers = [context.Process(target=_open, args=(url,)) for _ in range(6)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(60)
+    assert [racer.exitcode for racer in racers] == [0] * 6
+    ledger.abort(1, "no")
+    assert ledger.rollout(1).abort_reason == "no"
+    ledger.close()
+
+
 def test_an_unknown_release_is_refused(ledger: Ledger) -> None:
     with pytest.raises(Refused, match="knows no release"):
         ledger.release("nobody-1")
@@ -193,11 +218,17 @@ def test_traffic_moves_even_when_the_ledger_cannot_be_written(tmp_path: Path) ->
     ledger.close()
 
 
-def _grab(url: str, results: "multiprocessing.Queue[str]") -> None:
+def _open(url: str) -> None:
+    Ledger(url).close()
+
+
+def _grab(url: str, results: "multiprocessing.Queue[str]", over: Event) -> None:
+    """The winner lives on until all have tried: a dead one's lease may be taken."""
     ledger = Ledger(url)
     try:
         ledger.take_lease("shop", "prod", "racer")
         results.put("held")
+        over.wait(60)
     except Refused:
         results.put("refused")
     ledger.close()
@@ -206,10 +237,82 @@ def _grab(url: str, results: "multiprocessing.Queue[str]") -> None:
 def test_of_many_processes_one_gets_the_lease(url: str) -> None:
     context = multiprocessing.get_context("spawn")
     results: multiprocessing.Queue[str] = context.Queue()
-    racers = [context.Process(target=_grab, args=(url, results)) for _ in range(6)]
+    over = context.Event()
+    racers = [context.Process(target=_grab, args=(url, results, over)) for _ in range(6)]
     for racer in racers:
         racer.start()
     got = sorted(results.get(timeout=60) for _ in racers)
+    over.set()
     for racer in racers:
         racer.join(30)
     assert got == ["held", *["refused"] * 5]
+
+
+def test_a_locked_ledger_keeps_neither_a_look_nor_traffic_that_goes_back_waiting(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    token = ledger.take_lease("shop", "prod", "release 2")
+    rollout = ledger.open_rollout(
+        "shop", "prod", token=token, kind="release", version="2", strategy="canary"
+    )
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    began, moved = time.monotonic(), False
+    with pytest.raises(Unreachable, match="database is locked"):
+        ledger.add_sample(rollout.id, Sample(1.0, Counters(5), Counters(5)))
+    with pytest.raises(Unreachable, match="database is locked"):
+        ledger.decide(rollout.id, "Wait", 10, None, "bakes")
+    with ledger.act(rollout.id, "traffic to stable", even_unrecorded=True):
+        moved = True
+    assert moved
+    assert time.monotonic() - began < 8, "three times a second, and not ten"
+    other.execute("ROLLBACK")
+    other.close()
+    with ledger.act(rollout.id, "traffic to stable", even_unrecorded=True):
+        pass
+    assert [intent.outcome for intent in ledger.intents(rollout.id)] == ["done"]
+    ledger.close()
+
+
+def test_no_failure_tells_what_was_to_be_written(tmp_path: Path) -> None:
+    """A full disk, say: configuration files and environments may hold passwords."""
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    sa.event.listen(
+        ledger._engine, "begin", lambda db: db.exec_driver_sql("PRAGMA query_only = ON")
+    )
+    run = a_release().run.model_copy(update={"env": {"DB": "postgres://u:hunter2@h/db"}})
+    with pytest.raises(Unreachable) as failure:
+        ledger.add_release(a_release(run=run), 1)
+    chain = "".join(traceback.format_exception(failure.value))
+    assert "SQL parameters hidden" in chain
+    assert "hunter2" not in chain
+    ledger.close()
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection and never answers."""
+    monkeypatch.setattr("blocks.ledger.SILENT_SECONDS", 2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"postgresql+psycopg://u:p@127.0.0.1:{silent.getsockname()[1]}/db"
+        began = time.monotonic()
+        with pytest.raises(Unreachable, match="cannot be used"):
+            Ledger(url)
+    assert time.monotonic() - began < 30
+
+
+def test_a_statement_that_takes_for_ever_ends(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the URL says itself is obeyed."""
+    monkeypatch.setattr("blocks.ledger.SILENT_SECONDS", 1)
+    ledger = Ledger(postgres)
+    with pytest.raises(Unreachable, match="timeout"), ledger._reading() as db:
+        db.execute(sa.text("SELECT pg_sleep(60)"))
+    ledger.close()
+    patient = Ledger(f"{postgres}?options=-c%20statement_timeout%3D7000")
+    with patient._reading() as db:
+        assert db.execute(sa.text("SHOW statement_timeout")).scalar() == "7s"
+    patient.close()
