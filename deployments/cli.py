@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from deployments import notify_commands
+
 app = typer.Typer(
     name="dafnck",
     help="Releases services so that every release is boring.",
@@ -20,9 +22,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(notify_commands.app, name="notify")
+
 File = Annotated[Path, typer.Argument(help="the service file")]
 Env = Annotated[str | None, typer.Option("--env", help="environment of the service file")]
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
+Here = Annotated[bool, typer.Option("--here", help="in this process, not the worker's")]
+Follow = Annotated[bool, typer.Option(help="follow it to its end")]
+Unsafe = Annotated[
+    bool, typer.Option("--even-unsafe", help="go back past a contract migration; needs --reason")
+]
 Service = Annotated[str, typer.Argument(help="name of the service")]
 
 
@@ -131,15 +140,22 @@ def release(
     file: File = Path("dafnck.yaml"),
     env: Env = None,
     version: Annotated[str | None, typer.Option(help="what to call it; default: git's")] = None,
-    here: Annotated[bool, typer.Option("--here", help="in this process, not the worker's")] = False,
-    wait: Annotated[bool, typer.Option(help="follow it to its end")] = True,
+    override_freeze: Annotated[
+        str | None, typer.Option(help="begin in a freeze window, and why: for the record")
+    ] = None,
+    here: Here = False,
+    wait: Follow = True,
     as_json: Json = False,
 ) -> None:
     """Release a service as its file says."""
+    import time
+    from getpass import getuser
+
     from blocks.builder import version_of
     from blocks.ledger import Ledger
     from blocks.stack import open_stack
     from deployments import follow
+    from tasks.frozen import none_frozen, outside_freeze
     from tasks.read import configuration, read_service
     from tasks.site import site_of_file
 
@@ -148,9 +164,18 @@ def release(
     configuration(wanted, env, file)
     stack = open_stack()
     ledger = Ledger(stack.ledger_url)
-    site_of_file(stack, ledger, wanted, env, file)
+    site = site_of_file(stack, ledger, wanted, env, file)
+    override = _said(override_freeze, "--override-freeze")
+    outside_freeze(wanted, env, time.time(), override)
+    none_frozen(site)
     version = version or version_of(file.parent)
-    parameters = {"service_file": str(file), "environment": env, "version": version}
+    parameters = {
+        "service_file": str(file),
+        "environment": env,
+        "version": version,
+        "freeze_override": override,
+        "by": getuser(),
+    }
     name = f"{wanted.service} {version} → {env}"
     follow.run(stack, ledger, "release", parameters, name, here=here, wait=wait, as_json=as_json)
 
@@ -160,27 +185,49 @@ def rollback(
     service: Service,
     env: Env = None,
     to: Annotated[str | None, typer.Option(help="id of a release; default: the last good")] = None,
-    here: Annotated[bool, typer.Option("--here", help="in this process, not the worker's")] = False,
-    wait: Annotated[bool, typer.Option(help="follow it to its end")] = True,
+    even_unsafe: Unsafe = False,
+    reason: Annotated[str, typer.Option(help="why, for the record")] = "",
+    here: Here = False,
+    wait: Follow = True,
     as_json: Json = False,
 ) -> None:
     """Go back to the last good release, or to a named one."""
+    from getpass import getuser
+
     from deployments import follow
 
     stack, ledger, env = _known(service, env)
-    parameters = {"service": service, "environment": env, "to": to}
+    parameters = {
+        "service": service,
+        "environment": env,
+        "to": to,
+        "unsafe_reason": _unsafe(even_unsafe, reason),
+        "by": getuser(),
+    }
     name = f"{service} ← {env}"
     follow.run(stack, ledger, "rollback", parameters, name, here=here, wait=wait, as_json=as_json)
 
 
 @app.command()
-def approve(service: Service, env: Env = None) -> None:
-    """Let a rollout that waits for a person go on."""
+def approve(
+    service: Service,
+    env: Env = None,
+    here: Here = False,
+    wait: Follow = True,
+    as_json: Json = False,
+) -> None:
+    """Let a rollout that waits for a person go on. A frozen one is led again, and followed."""
     from getpass import getuser
 
+    from deployments import follow
     from policy.errors import Refused
 
-    _, ledger, env = _known(service, env)
+    stack, ledger, env = _known(service, env)
+    if ledger.frozen(service, env):
+        parameters = {"service": service, "environment": env, "by": getuser()}
+        name = f"{service} → {env}, resumed"
+        follow.run(stack, ledger, "resume", parameters, name, here=here, wait=wait, as_json=as_json)
+        return
     rollout = _active(ledger, service, env)
     last = (ledger.decisions(rollout.id) or [{"action": "", "reason": ""}])[-1]
     if last["action"] != "AskApproval" and "dafnck approve" not in last["reason"]:
@@ -197,32 +244,45 @@ def abort(
     service: Service,
     env: Env = None,
     reason: Annotated[str, typer.Option(help="why, for the record")] = "",
+    even_unsafe: Unsafe = False,
 ) -> None:
     """End a rollout: all traffic back to the stable release."""
     import time
     from getpass import getuser
 
-    from policy.errors import Refused, Unreachable
-    from policy.release import FINISHED, Phase
+    from policy.errors import Frozen, Refused, Unreachable
+    from policy.release import UNLED, Phase
+    from tasks.abort import abort_frozen, past_no_return
+    from tasks.frozen import what_now
+    from tasks.site import local_site
 
-    _, ledger, env = _known(service, env)
+    stack, ledger, env = _known(service, env)
+    site = local_site(stack, ledger, service, env)
+    unsafe = _unsafe(even_unsafe, reason)
+    words = f"aborted by {getuser()}" + (f": {reason}" if reason else "")
+    if ended := abort_frozen(site, words, unsafe, getuser()):
+        print(f"{service} in {env}: {ended.phase}: {ended.reason}")
+        return
     rollout = _active(ledger, service, env)
-    ledger.abort(rollout.id, f"aborted by {getuser()}" + (f": {reason}" if reason else ""))
+    if unsafe:
+        ledger.abort(rollout.id, words, unsafe_reason=unsafe, unsafe_by=getuser())
+    else:
+        past_no_return(site, rollout)
+        ledger.abort(rollout.id, words)
     give_up = time.monotonic() + 60
-    while (lease := ledger.lease(service, env)) and lease.rollout_id == rollout.id:
+    while (now := ledger.rollout(rollout.id)).phase not in UNLED or ledger.leads(now):
         if time.monotonic() > give_up:
+            leads = ledger.leads(now)
             raise Unreachable(
-                f"the abort of rollout {rollout.id} is written down, but it is still "
-                f"{ledger.rollout(rollout.id).phase}; it takes effect at the next look, after a "
-                "build at the latest"
+                f"the abort of rollout {rollout.id} is written down, but it is still {now.phase}; "
+                "it takes effect at the next look, after a build at the latest"
+                if leads
+                else f"nobody leads rollout {rollout.id} any more ({now.phase}), and the guard did "
+                f"not end it (dafnck doctor); end it: dafnck rollback {service} --env {env}"
             )
         time.sleep(0.1)
-    now = ledger.rollout(rollout.id)
-    if now.phase not in FINISHED:
-        raise Unreachable(
-            f"nobody leads rollout {rollout.id} any more ({now.phase}); end it: "
-            f"dafnck rollback {service} --env {env}"
-        )
+    if now.phase is Phase.FROZEN:
+        raise Frozen(what_now(now))
     if now.phase is Phase.PROMOTED:
         raise Refused(
             f"too late: {now.version} was promoted. To go back: "
@@ -305,6 +365,58 @@ def report(
 
 
 @app.command()
+def simulate(
+    file: File = Path("dafnck.yaml"),
+    env: Env = None,
+    rate: Annotated[float, typer.Option(min=0.1, max=1e5, help="requests a second")] = 100.0,
+    errors: Annotated[str, typer.Option(help="of the stable release")] = "0.5%",
+    latency: Annotated[str, typer.Option(help="median of the stable release")] = "50ms",
+    bad_errors: Annotated[str, typer.Option(help="of a bad release")] = "5%",
+    slower: Annotated[
+        float, typer.Option(min=1, max=1000, help="a bad release: times as slow")
+    ] = 1.0,
+    shape: Annotated[
+        str, typer.Option(help="steady, day, wandering, clumps, bursts, outage")
+    ] = "steady",
+    recorded: Annotated[
+        bool, typer.Option("--recorded", help="traffic of past releases, from the ledger")
+    ] = False,
+    releases: Annotated[int, typer.Option(min=1, max=10000, help="of each kind")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same result")] = 1,
+    as_json: Json = False,
+    html: Annotated[Path | None, typer.Option(help="write a page with charts there")] = None,
+) -> None:
+    """Try a policy on made-up or recorded traffic: how often would it be wrong, how fast right?"""
+    from deployments import simulate as simulation
+    from policy.simulation import NewRelease, Traffic
+
+    def number(name: str, text: str, read: Any) -> float:
+        from policy.errors import BadInput
+
+        try:
+            return float(read(text))
+        except ValueError as error:
+            raise BadInput(f"--{name}: {error}") from None
+
+    from policy.quantities import fraction, seconds
+
+    median = max(0.0001, number("latency", latency, seconds))
+    traffic = Traffic(rate, number("errors", errors, fraction), median, shape=shape)
+    bad = NewRelease(number("bad-errors", bad_errors, fraction), slower)
+    simulation.run(
+        file,
+        env,
+        traffic,
+        bad,
+        recorded=recorded,
+        releases=releases,
+        seed=seed,
+        as_json=as_json,
+        page=html,
+    )
+
+
+@app.command()
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="leave everything running")] = False,
 ) -> None:
@@ -331,6 +443,23 @@ def _known(service: str, env: str | None) -> Any:
     if env is not None and env not in everywhere:
         raise BadInput(f"{service} was never in {env}; it was in {', '.join(sorted(everywhere))}")
     return stack, ledger, env or next(iter(everywhere))
+
+
+def _said(words: str | None, option: str) -> str | None:
+    """What a person gave as a reason; a blank one is none."""
+    from policy.errors import BadInput
+
+    if words is not None and not words.strip():
+        raise BadInput(f"{option} needs a reason; nothing was changed")
+    return words and words.strip()
+
+
+def _unsafe(even_unsafe: bool, reason: str) -> str | None:
+    from policy.errors import BadInput
+
+    if even_unsafe and not reason.strip():
+        raise BadInput('--even-unsafe needs --reason "why", for the record; nothing was changed')
+    return reason.strip() if even_unsafe else None
 
 
 def _active(ledger: Any, service: str, env: str) -> Any:

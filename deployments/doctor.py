@@ -52,7 +52,10 @@ def examine(stack: Stack) -> Iterator[Finding]:
             f"rollout {rollout.id}",
             led,
             f"{rollout.service} in {rollout.environment}: {rollout.phase}",
-            "" if led else f"dafnck rollback {rollout.service} --env {rollout.environment}",
+            ""
+            if led
+            else "its process died; the guard ends it, and so does "
+            f"dafnck rollback {rollout.service} --env {rollout.environment}",
         )
     ledger.close()
     free = os.statvfs(stack.home)

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from blocks.ledger import Ledger
-from blocks.prefect_api import TERMINAL, PrefectApi, stack_api
+from blocks.prefect_api import PrefectApi, stack_api
 from blocks.stack import Stack
 from deployments.local_stack import prefect_environment, quiet_prefect
-from policy.errors import BadInput, Refused, RolledBack, Unreachable
-from policy.release import FINISHED, Phase, RolloutRecord
+from policy.errors import BadInput, Frozen, Refused, RolledBack, Unreachable
+from policy.release import FINISHED, TERMINAL, UNLED, Phase, RolloutRecord
+from tasks.frozen import what_now
 
 NO_WORKER_SECONDS = 90
 
@@ -37,7 +38,8 @@ def run(
         before = _newest(ledger, service, environment)
         message = _run_here(stack, flow, parameters)
         rollout = _newest(ledger, service, environment)
-        done = rollout if rollout and (not before or rollout.id != before.id) else None
+        fresh = rollout and (not before or rollout.id != before.id)
+        done = rollout if fresh or (flow == "resume" and rollout != before) else None
     else:
         with stack_api(stack) as api:
             flow_run_id = api.start(flow, "local", parameters, name)
@@ -59,6 +61,8 @@ def _conclude(done: RolloutRecord | None, message: str, as_json: bool) -> None:
             print(json.dumps({"message": message}) if as_json else message)
             return
         raise Refused(message)
+    if done.phase is Phase.FROZEN:
+        raise Frozen(what_now(done))
     if done.phase not in FINISHED:
         raise Unreachable(
             f"{done.version} is still {done.phase}, and its run ended: {message}\nWhat has the "
@@ -82,9 +86,11 @@ def _run_here(stack: Stack, flow: str, parameters: dict[str, Any]) -> str:
         if "PREFECT_API_URL" not in os.environ and api.answers():
             os.environ |= prefect_environment(stack)
     from flows.release import release
+    from flows.resume import resume
     from flows.rollback import rollback
 
-    state = (release if flow == "release" else rollback)(**parameters, return_state=True)
+    run = {"release": release, "rollback": rollback, "resume": resume}[flow]
+    state: Any = run(**parameters, return_state=True)  # type: ignore[operator]
     return str(state.message or "")
 
 
@@ -124,7 +130,7 @@ def to_the_end(
                 after = row["at"] - rollout.started_at
                 line(f"{after:6.1f}s {row['share']:3d}%  {row['action']:12} {row['reason']}")
             phase(rollout.phase)
-            if rollout.phase in FINISHED and not _leads(ledger, rollout):
+            if rollout.phase in UNLED and not ledger.leads(rollout):
                 return rollout, ""
         try:
             state = api.state(flow_run_id)
@@ -141,12 +147,6 @@ def to_the_end(
             if rollout is None or time.monotonic() - ended_at > 30:
                 return rollout, str(state.get("message") or state.get("name"))
         time.sleep(0.25)
-
-
-def _leads(ledger: Ledger, rollout: RolloutRecord) -> bool:
-    """Its process still holds the lease: the next release would be refused."""
-    lease = ledger.lease(rollout.service, rollout.environment)
-    return lease is not None and lease.rollout_id == rollout.id
 
 
 def _newest(ledger: Ledger, service: str, environment: str) -> RolloutRecord | None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,19 @@ from blocks.exec_replica import started
 from blocks.files import locked, write_atomically
 from blocks.ledger import Ledger
 from blocks.prefect_api import PrefectApi
+from blocks.processes import Process, unmarked
 from blocks.stack import Ports, Stack, listens, stack_at
 from blocks.supervisor import Program, Supervisor
-from blocks.traefik import shared_document
-from policy.errors import BadInput, DafnckError, Unreachable
+from blocks.traefik import LATENCY_BUCKETS, shared_document
+from policy.errors import BadInput, DafnckError, Refused, Unreachable
 from tasks.lease import held_lease
-from tasks.put_back import make_room, unfinished_first
-from tasks.site import local_site
+from tasks.put_back import make_room, no_way_back, patiently, unfinished_first
+from tasks.site import Site, local_site
 
 TRAEFIK, SERVER, WORKER = "traefik", "prefect-server", "prefect-worker"
+GUARD = "dafnck-guard"
 WORK_POOL = "dafnck-local"
+TARGETS = "DAFNCK_NOTIFY_"  # of notifications: $DAFNCK_NOTIFY_…
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 
@@ -32,7 +36,8 @@ BIN = Path(sys.executable).parent
 def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
     """Start what does not run, leave alone what does. `said` hears of each step.
 
-    Raises BadInput for a port that another program has: nothing is changed then."""
+    Raises BadInput for a port that another program has: nothing is changed then. Raises the first
+    trouble with a service after everything else is up."""
     with locked(home / "up.lock"):
         stack = stack_at(home, ports)
         supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
@@ -56,7 +61,12 @@ def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
             _start_supervisord(stack, supervisor)
         said("Traefik")
         _run(stack, supervisor, TRAEFIK, _traefik_spec(stack), grace_seconds=5, restart=changed)
-        _wait(lambda: listens(ports.web) and listens(ports.router_api), TRAEFIK, stack, 20)
+        _wait(lambda: _router_listens(stack, supervisor), TRAEFIK, stack, 20)
+        # Then what serves: after a reboot nobody shall wait for Prefect.
+        said("guard")
+        _run(stack, supervisor, GUARD, _guard_spec(), grace_seconds=2)
+        said("services")
+        troubles = resume_services(stack)
         said("Prefect server")
         _run(stack, supervisor, SERVER, _server_spec(stack), grace_seconds=5)
         with PrefectApi(stack.prefect_api_url, prefect_auth(stack)) as api:
@@ -64,8 +74,8 @@ def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
             said("deployments and worker")
             _register(stack, api)
         _run(stack, supervisor, WORKER, _worker_spec(), grace_seconds=10)
-        said("services")
-        resume_services(stack)
+    if troubles:
+        raise troubles[0]
     return stack
 
 
@@ -77,47 +87,113 @@ def down(stack: Stack, said: Callable[[str], None]) -> None:
         said("supervisord does not run; what it started may: dafnck up finds it")
         return
     pid = int(pid_file.read_text())
-    mark = started(pid)
-    # The worker first: it must not start or crash runs while the rest goes away.
-    for name in (WORKER, SERVER):
+    process = Process(pid, started(pid))
+    # The worker first: it must not start or crash runs while the rest goes away. The guard after
+    # it, for what the worker leaves undone.
+    for name in (WORKER, GUARD, SERVER):
         if name in supervisor.programs():
+            if name == GUARD:
+                _let_the_guard_end(stack, said)
             said(f"stopping {name}")
             supervisor.remove(name, 10)
     said("stopping services and the router")
     supervisor.shutdown()
     give_up = time.monotonic() + 60
-    while _alive(pid, mark):
+    while process.alive():
         if time.monotonic() > give_up:
             raise DafnckError(f"supervisord (pid {pid}) still runs after 60s; see {stack.logs}")
         time.sleep(0.1)
 
 
-def resume_services(stack: Stack) -> None:
-    """Have every stable release run and be routed; end rollouts that nobody leads any more.
+def _let_the_guard_end(
+    stack: Stack, said: Callable[[str], None], within_seconds: float = 20.0
+) -> None:
+    """What the worker left undone. No longer than this: what is left then is ended by `up`."""
+    give_up = time.monotonic() + within_seconds
+    try:
+        ledger = Ledger(stack.ledger_url)
+    except Unreachable as error:
+        said(str(error))
+        return
+    try:
+        while ledger.unfinished() and time.monotonic() < give_up:
+            time.sleep(0.2)
+        for rollout in ledger.unfinished():
+            said(f"rollout {rollout.id} of {rollout.service} is unfinished; dafnck up ends it")
+    except Unreachable as error:
+        said(str(error))
+    finally:
+        ledger.close()
 
-    Raises the first trouble, after all services had their turn."""
-    ledger = Ledger(stack.ledger_url)
+
+def _router_listens(stack: Stack, supervisor: Supervisor) -> bool:
+    """Ours: the orphan of a killed supervisord listens until its successor ends it."""
+    program = supervisor.programs()[TRAEFIK]
+    try:
+        pid = int((stack.supervisor / f"{TRAEFIK}.pid").read_text().split()[0])
+    except (FileNotFoundError, IndexError, ValueError):
+        return False
+    return pid == program.pid and listens(stack.ports.web) and listens(stack.ports.router_api)
+
+
+def resume_services(stack: Stack) -> list[DafnckError]:
+    """End what died, and have every stable release run and be routed. -> the troubles: each service
+    has its turn. One that somebody else acts on, the guard perhaps, is left to them."""
     troubles: list[DafnckError] = []
+    try:
+        ledger = Ledger(stack.ledger_url)
+    except DafnckError as error:
+        return [error]
     try:
         stables = {(service, env): release for service, env, release, _ in ledger.stables()}
         places = {(r.service, r.environment) for r in ledger.unfinished()} | set(stables)
         for service, environment in sorted(places):
-            if ledger.lease(service, environment) is not None:
-                continue  # somebody acts on it
-            site = local_site(stack, ledger, service, environment)
             try:
-                with held_lease(ledger, service, environment, "dafnck up"):
-                    unfinished_first(site)
-                    if (release_id := ledger.stable(service, environment)) is not None:
-                        make_room(site, release_id)
-                        if not any(site.platform.router.shares().values()):
-                            site.platform.router.set_shares({release_id: 100})
+                _resume(local_site(stack, ledger, service, environment))
             except DafnckError as error:
                 troubles.append(error)
+    except DafnckError as error:
+        troubles.append(error)
     finally:
         ledger.close()
-    if troubles:
-        raise troubles[0]
+    return troubles
+
+
+def _resume(site: Site) -> None:
+    with ExitStack() as until:
+        until.callback(site.outbox.close)  # the lease is free then
+        try:
+            site, _ = until.enter_context(held_lease(site, "dafnck up"))
+        except Refused:
+            return  # somebody acts on it
+        left = site.ledger.unfinished(site.service, site.environment)
+        frozen = site.ledger.frozen(site.service, site.environment)
+        held_back = any(no_way_back(site, rollout) for rollout in [*left, *frozen])
+        trouble = _serve_as_it_is(site) if held_back else None
+        unfinished_first(site)
+        if trouble:
+            raise trouble
+        if held_back:
+            return  # a person decides: nothing starts that has no requests
+        if (release_id := site.ledger.stable(site.service, site.environment)) is not None:
+            for attempt in patiently():  # the router may be reading its files yet
+                with attempt:
+                    make_room(site, release_id)
+                    if not any(site.platform.router.shares().values()):
+                        site.platform.router.set_shares({release_id: 100})
+
+
+def _serve_as_it_is(site: Site) -> DafnckError | None:
+    """Have every release run that has a share, before anybody looks whether it is dead. -> the
+    first trouble."""
+    trouble = None
+    for release_id, share in site.platform.router.shares().items():
+        try:
+            if share:
+                make_room(site, release_id)
+        except DafnckError as error:
+            trouble = trouble or error
+    return trouble
 
 
 def prefect_environment(stack: Stack) -> dict[str, str]:
@@ -157,15 +233,21 @@ def _worker_spec() -> list[str]:
     return [str(BIN / "prefect"), *words]
 
 
+def _guard_spec() -> list[str]:
+    return [sys.executable, "-m", "deployments.guard"]
+
+
 def _environment(stack: Stack, name: str) -> dict[str, str]:
-    inherited = ("PATH", "HOME", "LANG", "TZ", "SSL_CERT_FILE", "DAFNCK_LEDGER_URL")
+    inherited = ("PATH", "HOME", "LANG", "TZ", "SSL_CERT_FILE")
     environment = {key: os.environ[key] for key in inherited if key in os.environ}
     # Builds run in the worker and need what the person's shell says about package indexes.
     prefixes = ("UV_", "PIP_", "HTTP_", "HTTPS_", "NO_PROXY", "http_", "https_", "no_proxy")
-    environment |= {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
+    passed = (*prefixes, TARGETS)
+    environment |= {k: v for k, v in os.environ.items() if k.startswith(passed)}
     if name == TRAEFIK:
         return {}
     environment |= prefect_environment(stack)
+    environment["DAFNCK_LEDGER_URL"] = stack.ledger_url  # whatever the next shell says
     if name == SERVER:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = environment["PREFECT_API_AUTH_STRING"]
         del environment["PREFECT_API_URL"]
@@ -187,21 +269,20 @@ def _run(
     restart: bool = False,
 ) -> None:
     spec = stack.supervisor / f"{name}.json"
-    content = {
+    content: dict[str, Any] = {
         "argv": argv,
         "env": _environment(stack, name),
         "cwd": str(stack.home),
         "grace_seconds": grace_seconds,
     }
     program = supervisor.programs().get(name)
-    text = json.dumps(content, indent=1)
-    if (
-        program
-        and program.alive
-        and (restart or _ours(content) != _ours(json.loads(spec.read_text())))
-    ):
-        supervisor.remove(name, grace_seconds)
-    write_atomically(spec, text, 0o600)
+    if program and program.alive:
+        before = json.loads(spec.read_text())
+        if restart or _ours(content) != _ours(before):
+            supervisor.remove(name, grace_seconds)
+        else:
+            content["env"] = _targets(before["env"]) | content["env"]
+    write_atomically(spec, json.dumps(content, indent=1), 0o600)
     log = stack.logs / f"{name}.log"
     supervisor.add(name, spec, log, restarts=50, grace_seconds=grace_seconds)
 
@@ -209,7 +290,13 @@ def _run(
 def _ours(spec: dict[str, Any]) -> Any:
     """What must be the same for a program to be left alone; not what a shell happens to bring."""
     prefixes = ("PREFECT_", "DAFNCK_")
-    return spec["argv"], {k: v for k, v in spec["env"].items() if k.startswith(prefixes)}
+    ours = {k: v for k, v in spec["env"].items() if k.startswith(prefixes)}
+    return spec["argv"], {k: v for k, v in ours.items() if k not in _targets(ours)}
+
+
+def _targets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Targets of notifications, which not every shell knows: no release ends because of them."""
+    return {k: v for k, v in environment.items() if k.startswith(TARGETS)}
 
 
 def _write_traefik(stack: Stack) -> bool:
@@ -244,7 +331,7 @@ def _write_traefik(stack: Stack) -> bool:
                 "entryPoint": "traefik",
                 "addServicesLabels": True,
                 "addEntryPointsLabels": False,
-                "buckets": [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30],
+                "buckets": LATENCY_BUCKETS,
             }
         },
     }
@@ -294,6 +381,7 @@ def _start_supervisord(stack: Stack, supervisor: Supervisor) -> None:
     begun = subprocess.run(
         [str(BIN / "supervisord"), "-c", str(folder / "supervisord.conf")],
         cwd=folder,
+        env=unmarked(os.environ),  # it outlives us, whoever started us
         capture_output=True,
         text=True,
         check=False,
@@ -358,7 +446,7 @@ def _is_alive(stack: Stack, programs: Mapping[str, Program], name: str) -> bool:
         pid, mark, _ = (stack.supervisor / f"{name}.pid").read_text().split()
     except FileNotFoundError:
         return False
-    return _alive(int(pid), mark)
+    return Process(int(pid), mark).alive()
 
 
 def _wait(answers: Callable[[], bool], name: str, stack: Stack, limit_seconds: float) -> None:
@@ -368,10 +456,3 @@ def _wait(answers: Callable[[], bool], name: str, stack: Stack, limit_seconds: f
             log = stack.logs / f"{name}.log"
             raise Unreachable(f"{name} does not answer after {limit_seconds:g}s; see {log}")
         time.sleep(0.1)
-
-
-def _alive(pid: int, mark: str) -> bool:
-    try:
-        return started(pid) == mark
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -9,13 +9,14 @@ from blocks.platforms import local_platform
 from blocks.stack import Stack
 from policy.errors import NotApplied, Refused, Unreachable
 from policy.quantities import in_words
-from policy.release import RolloutRecord
+from policy.release import Phase, RolloutRecord
 
 
 def status(stack: Stack, ledger: Ledger) -> list[dict[str, Any]]:
     """One mapping a service and environment; parts that do not answer are named in `unknown`."""
     services = []
-    unfinished = {(r.service, r.environment): r for r in ledger.unfinished()}
+    led = [*ledger.frozen(), *ledger.unfinished()]
+    unfinished = {(r.service, r.environment): r for r in reversed(led)}  # the newest of each
     stables = {(s, e): (release, since) for s, e, release, since in ledger.stables()}
     for service, environment in sorted({*stables, *unfinished}):
         release_id, since = stables.get((service, environment), (None, None))
@@ -38,6 +39,7 @@ def status(stack: Stack, ledger: Ledger) -> list[dict[str, Any]]:
                 "id": rollout.id,
                 "version": rollout.version,
                 "phase": rollout.phase,
+                "reason": rollout.reason,
                 "held_by": lease.holder if lease else None,
             }
         if releases:
@@ -85,14 +87,41 @@ def status_text(services: list[dict[str, Any]]) -> str:
             ready = f"{replicas['ready']}/{replicas['wanted']} ready"
             lines.append(f"  {share:3d}%  {release_id:30} {ready}{trouble}")
         if rollout := seen.get("rollout"):
-            held = rollout["held_by"] or "nobody: its process died; dafnck rollback ends it"
+            if rollout["phase"] == Phase.FROZEN and not rollout["held_by"]:
+                lines += _frozen_lines(seen, rollout)
+                blocks.append("\n".join([*lines, *_unknown(seen)]))
+                continue
+            held = rollout["held_by"] or "nobody: its process died; the guard ends it"
             lines.append(f"  {rollout['phase']}: {rollout['version']}, led by {held}")
         else:
             last = seen["last_change"]
             lines.append(f"  last change: {last['version']} {last['phase']}: {last['reason']}")
-        lines += [f"  unknown: {words}" for words in seen["unknown"]]
-        blocks.append("\n".join(lines))
+        blocks.append("\n".join([*lines, *_unknown(seen)]))
     return "\n".join(blocks)
+
+
+def _unknown(seen: dict[str, Any]) -> list[str]:
+    return [f"  unknown: {words}" for words in seen["unknown"]]
+
+
+def _frozen_lines(seen: dict[str, Any], rollout: dict[str, Any]) -> list[str]:
+    place = f"{seen['service']} --env {seen['environment']}"
+    return [
+        f"  frozen: {rollout['version']}: {rollout['reason']}",
+        f"  decide: dafnck approve {place} (go on), or dafnck abort {place} --even-unsafe --reason",
+    ]
+
+
+def said(rollout: RolloutRecord) -> list[str]:
+    """What people took on themselves."""
+    lines = []
+    if rollout.freeze_override:
+        lines.append(
+            f"freeze overridden by {rollout.freeze_override_by}: {rollout.freeze_override}"
+        )
+    if rollout.unsafe_reason:
+        lines.append(f"past a contract migration by {rollout.unsafe_by}: {rollout.unsafe_reason}")
+    return lines
 
 
 def history_text(rollouts: list[RolloutRecord]) -> str:
@@ -107,6 +136,7 @@ def history_text(rollouts: list[RolloutRecord]) -> str:
         reason = r.reason.splitlines()[0] if r.reason else ""
         lines.append(f"{r.id:4} {began} {took:>7} {r.kind:8} {what:30} {release:24} {r.phase}")
         lines += [f"     {reason}"] if reason else []
+        lines += [f"     {words}" for words in said(r)]
     return "\n".join(lines)
 
 

@@ -14,12 +14,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from policy.freeze_window import FreezeWindow
+from policy.judge import CustomMetric, Judge, Synthetic
+from policy.notice import Notify
 from policy.quantities import in_words
 from policy.service_file import (
     Build,
     Cohort,
     Health,
-    Judge,
     Limits,
     Override,
     PythonBuild,
@@ -41,7 +43,11 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("route", Route),
     ("rollout", Rollout),
     ("rollout.judge", Judge),
+    ("rollout.judge.metrics[]", CustomMetric),
+    ("rollout.judge.synthetic", Synthetic),
     ("rollout.cohort", Cohort),
+    ("rollout.freeze[]", FreezeWindow),
+    ("notify", Notify),
     ("environments.<name>", Override),
 )
 HEAD = """# The service file

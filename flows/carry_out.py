@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from prefect.exceptions import TerminationSignal
 
 from policy.errors import DafnckError, LeaseLost, Unreachable
-from policy.release import FINISHED, Phase, Release, RolloutRecord
+from policy.notice import Event
+from policy.release import UNLED, Phase, Release, RolloutRecord
 from policy.rollout import (
     AskApproval,
     CleanUp,
     Finish,
+    Freeze,
     Plan,
     Promote,
     RollBack,
@@ -27,6 +29,7 @@ from policy.rollout import (
 from tasks import put_back, traffic, workloads
 from tasks.lease import Held
 from tasks.look import Eyes
+from tasks.notify import decided, tell
 from tasks.prefect_run import OwnRun
 from tasks.publish import Publisher
 from tasks.site import Site
@@ -46,6 +49,7 @@ class Progress:
     """What must be known about a rollout even when the ledger cannot be asked."""
 
     promoted: bool = False
+    no_way_back: bool = False  # its migration forbids to give traffic back
 
 
 def carry_out(
@@ -59,6 +63,7 @@ def carry_out(
 ) -> Phase:
     """Run the plan to its end. -> the phase it ended in."""
     eyes = Eyes(site, rollout, new, lease.check)
+    progress.no_way_back = progress.no_way_back or plan.no_way_back(eyes.peak)
 
     def cancelled() -> None:
         eyes.cancelled = "cancelled in Prefect"
@@ -75,7 +80,7 @@ def carry_out(
         nonlocal looked_at
         if time.monotonic() - looked_at > 1:
             looked_at = time.monotonic()
-            if isinstance(due := next_action(plan, eyes.look()), RollBack):
+            if isinstance(due := next_action(plan, eyes.look()), RollBack | Freeze):
                 eyes.tell(due)
                 raise TurnBack(due.reason)
 
@@ -90,6 +95,7 @@ def carry_out(
                     on = eyes.known.shares.get(new.id, 0) > 0
                     traffic.preview(site, rollout, new, ready, cohort_on=on)
                 case Shift(share):
+                    progress.no_way_back = plan.no_way_back(max(share, eyes.peak))
                     traffic.shift_traffic(site, rollout, new, share, eyes)
                 case Wait() | AskApproval():
                     traffic.watch(site, rollout, plan, eyes, own_run)
@@ -102,6 +108,10 @@ def carry_out(
                     traffic.finish(site, rollout)
                 case RollBack(reason):
                     traffic.roll_back(site, rollout, reason)
+                    decided(site, rollout, action)
+                case Freeze(reason):
+                    decided(site, rollout, action)
+                    put_back.put_back(site, rollout.id, reason)
                 case CleanUp():
                     traffic.clean_up(site, rollout)
         eyes.sample()
@@ -135,15 +145,16 @@ def whole_or_nothing(site: Site, rollout: RolloutRecord) -> Iterator[Progress]:
         words = in_words(error)
         log.warning("%s", words.splitlines()[0])
         try:
-            ended = site.ledger.rollout(rollout.id).phase in FINISHED
+            ended = site.ledger.rollout(rollout.id).phase in UNLED
         except Unreachable as silent:
             # Nothing can be written down; traffic goes back all the same. What is left is ended by
             # whoever takes the lease next.
             log.error("%s", silent)
-            if not progress.promoted:
+            if not progress.promoted and not progress.no_way_back:
                 put_back.traffic_to_stable(site, rollout, words)
             raise error from None
         if not ended:
+            tell(site, rollout, Event.FAIL, words)
             put_back.put_back(site, rollout.id, words)
         raise
 

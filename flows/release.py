@@ -13,11 +13,14 @@ from blocks.stack import open_stack
 from flows import hooks
 from flows.carry_out import carry_out, whole_or_nothing
 from policy.errors import DafnckError
+from policy.notice import Event
 from policy.release import Phase, RolloutRecord
 from policy.rollout import plan
 from policy.service_file import ServiceFile
 from tasks.build import build_artifact, write_release
+from tasks.frozen import none_frozen, outside_freeze
 from tasks.lease import held_lease
+from tasks.notify import tell, wanted_by
 from tasks.prefect_run import flow_run_id
 from tasks.publish import reported
 from tasks.put_back import unfinished_first
@@ -51,7 +54,11 @@ def run_name() -> str:
     on_cancellation=[hooks.give_traffic_back],
 )
 def release(
-    service_file: str, environment: str | None = None, version: str | None = None
+    service_file: str,
+    environment: str | None = None,
+    version: str | None = None,
+    freeze_override: str | None = None,
+    by: str = "somebody in the Prefect UI",
 ) -> State[Any]:
     """Release a service as its file says.
 
@@ -59,13 +66,16 @@ def release(
         service_file: path of `dafnck.yaml` on the machine of the worker
         environment: which of its environments; may be left out when there is only one
         version: what people call this release; default: what git calls the source
+        freeze_override: why it may begin although a freeze window is open
+        by: who says so, for the record
     """
     file = Path(service_file).absolute()
     ledger = Ledger((stack := open_stack()).ledger_url)
     try:
         wanted, environment = read_service(file, environment)
         site = site_of_file(stack, ledger, wanted, environment, file)
-        rollout = _release(site, wanted, file, version or version_of(file.parent))
+        version = version or version_of(file.parent)
+        rollout = _release(site, wanted, file, version, (freeze_override or "").strip(), by)
     except DafnckError as error:
         return Failed(message=str(error))
     finally:
@@ -75,10 +85,13 @@ def release(
     return Failed(message=f"{rollout.phase}: {rollout.reason}")
 
 
-def _release(site: Site, wanted: ServiceFile, file: Path, version: str) -> RolloutRecord:
-    lease_of = site.ledger, site.service, site.environment, f"release {version}"
-    with reported(site) as publisher, held_lease(*lease_of) as lease:
-        unfinished_first(site)
+def _release(
+    site: Site, wanted: ServiceFile, file: Path, version: str, freeze_override: str, by: str
+) -> RolloutRecord:
+    with reported(site) as publisher, held_lease(site, f"release {version}") as (site, lease):
+        override = outside_freeze(wanted, site.environment, site.clock(), freeze_override)
+        unfinished_first(site, before_a_new_one=True)
+        none_frozen(site)
         rollout = site.ledger.open_rollout(
             site.service,
             site.environment,
@@ -87,7 +100,11 @@ def _release(site: Site, wanted: ServiceFile, file: Path, version: str) -> Rollo
             version=version,
             strategy=wanted.rollout.strategy,
             flow_run_id=flow_run_id(),
+            freeze_override=override,
+            freeze_override_by=override and by,
+            notify=wanted_by(wanted.notify),
         )
+        tell(site, rollout, Event.START, f"{wanted.rollout.strategy}, asked for by {by}")
         publisher.rollout_id = rollout.id
         with whole_or_nothing(site, rollout) as progress:
             digest = build_artifact(site, rollout.id, wanted, file.parent)
@@ -99,6 +116,7 @@ def _release(site: Site, wanted: ServiceFile, file: Path, version: str) -> Rollo
                 replicas=wanted.run.replicas,
                 stable_replicas=stable.run.replicas if stable else None,
                 now=site.clock(),
+                migration=wanted.migration,
             )
             carry_out(site, rollout, new, steps, lease, publisher, progress)
         # What serves now is decided: a failure to tidy up is told in Prefect, no more.

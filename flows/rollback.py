@@ -10,10 +10,14 @@ from blocks.stack import open_stack
 from flows import hooks
 from flows.carry_out import carry_out, whole_or_nothing
 from policy.errors import DafnckError, Refused
+from policy.notice import Event
 from policy.release import Phase, RolloutRecord
 from policy.rollout import plan
 from policy.service_file import Rollout
+from tasks.abort import take_back
+from tasks.frozen import none_frozen, way_back
 from tasks.lease import held_lease
+from tasks.notify import tell
 from tasks.prefect_run import flow_run_id
 from tasks.publish import reported
 from tasks.put_back import unfinished_first
@@ -29,7 +33,12 @@ from tasks.workloads import prune
     on_cancellation=[hooks.give_traffic_back],
 )
 def rollback(
-    service: str, environment: str, to: str | None = None, only_unfinished: bool = False
+    service: str,
+    environment: str,
+    to: str | None = None,
+    only_unfinished: bool = False,
+    unsafe_reason: str | None = None,
+    by: str = "somebody in the Prefect UI",
 ) -> State[Any]:
     """Go back to the last good release, or to a named one.
 
@@ -40,11 +49,13 @@ def rollback(
         environment: where
         to: id of a release (see `dafnck history`); default: the good one before this
         only_unfinished: end what was left half-done, nothing else
+        unsafe_reason: why it may go back past a contract migration
+        by: who says so, for the record
     """
     ledger = Ledger((stack := open_stack()).ledger_url)
     try:
         site = local_site(stack, ledger, service, environment)
-        done = _rollback(site, to, only_unfinished)
+        done = _rollback(site, to, only_unfinished, (unsafe_reason or "").strip(), by)
     except DafnckError as error:
         return Failed(message=str(error))
     finally:
@@ -56,15 +67,21 @@ def rollback(
     return Failed(message=f"{done.phase}: {done.reason}")
 
 
-def _rollback(site: Site, to: str | None, only_unfinished: bool) -> RolloutRecord | str:
-    lease_of = site.ledger, site.service, site.environment, "rollback"
-    with reported(site) as publisher, held_lease(*lease_of) as lease:
-        ended = unfinished_first(site)
+def _rollback(
+    site: Site, to: str | None, only_unfinished: bool, unsafe_reason: str, by: str
+) -> RolloutRecord | str:
+    with reported(site) as publisher, held_lease(site, "rollback") as (site, lease):
+        thawed = _thaw(site, unsafe_reason, by) if unsafe_reason else []
+        new_one = to is not None and not only_unfinished
+        ended = [*thawed, *unfinished_first(site, before_a_new_one=new_one)]
+        if not only_unfinished:
+            none_frozen(site)
         if only_unfinished or (ended and to is None):
             return f"ended {len(ended)} unfinished rollouts: {', '.join(ended) or 'none was'}"
         target = site.ledger.release(_named(site, to) if to else _last_good(site))
         if target.id == site.ledger.stable(site.service, site.environment):
             raise Refused(f"{target.id} serves already; nothing was changed")
+        unsafe = way_back(site, target, unsafe_reason)
         rollout = site.ledger.open_rollout(
             site.service,
             site.environment,
@@ -74,7 +91,11 @@ def _rollback(site: Site, to: str | None, only_unfinished: bool) -> RolloutRecor
             strategy="blue-green",
             flow_run_id=flow_run_id(),
             release_id=target.id,
+            unsafe_reason=unsafe,
+            unsafe_by=unsafe and by,
+            notify=_notify(site),
         )
+        tell(site, rollout, Event.START, f"back to {target.id}, asked for by {by}")
         publisher.rollout_id = rollout.id
         with whole_or_nothing(site, rollout) as progress:
             site.ledger.set_phase(rollout.id, Phase.STARTING)
@@ -90,6 +111,19 @@ def _rollback(site: Site, to: str | None, only_unfinished: bool) -> RolloutRecor
             carry_out(site, rollout, unjudged, steps, lease, publisher, progress)
         prune(site, target.rollout.keep, return_state=True)
     return site.ledger.rollout(rollout.id)
+
+
+def _thaw(site: Site, unsafe_reason: str, by: str) -> list[Phase]:
+    """Take frozen rollouts back in spite of their migrations, because a person says so."""
+    words = f"taken back by {by} in spite of its migration: {unsafe_reason}"
+    frozen = site.ledger.frozen(site.service, site.environment)
+    return [take_back(site, rollout, words, unsafe_reason, by) for rollout in frozen]
+
+
+def _notify(site: Site) -> dict[str, Any] | None:
+    """Who hears of it: those whom the last rollout told."""
+    last = site.ledger.history(site.service, site.environment, limit=1)
+    return last[0].notify if last else None
 
 
 def _named(site: Site, release_id: str) -> str:

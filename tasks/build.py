@@ -36,8 +36,10 @@ def write_release(
             run=wanted.run,
             route=wanted.route,
             rollout=wanted.rollout,
+            folder=str(file.parent.absolute()),
             files=configuration(wanted, site.environment, file),
             created_at=site.clock(),
+            migration=wanted.migration,
         ),
         rollout_id,
     )

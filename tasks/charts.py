@@ -2,10 +2,13 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from policy.canary import Counters, Sample
+from policy.samples import Counters, Sample
+
+if TYPE_CHECKING:
+    from tasks.simulate import Result
 
 COLOURS = {"new": "#c2410c", "stable": "#1d4ed8"}
 MARKS = {"Shift": "#64748b", "RollBack": "#b91c1c", "Promote": "#15803d"}
@@ -70,6 +73,35 @@ def _p95(counters: Counters | None, _span: float) -> float | None:
     return None if quantile is None else quantile * 1000
 
 
+def ends_over_time(result: "Result") -> str:
+    """Share of releases that were rolled back, over the seconds since their first request."""
+
+    def draw(axes: Any) -> None:
+        for which, trials in (("stable", result.good_trials), ("new", result.bad_trials)):
+            back = sorted(t.seconds for t in trials if t.end == "rolled back")
+            last = max(t.seconds for t in (*result.good_trials, *result.bad_trials))
+            share = [100 * n / len(trials) for n in range(len(back) + 1)]
+            axes.step([0.0, *back, last], [*share, share[-1]], where="post", color=COLOURS[which])
+        axes.set_ylim(0, 105)
+
+    return _figure(draw)
+
+
+def evidence_over_time(result: "Result", alarm: float) -> str:
+    """The e-values of the first releases of each kind, up to the one that rolls back."""
+
+    def draw(axes: Any) -> None:
+        for which, trials in (("stable", result.good_trials), ("new", result.bad_trials)):
+            for one in trials[:10]:
+                at = [point[0] for point in one.timeline]
+                evidence = [max(1e-3, min(point[2], alarm * 10)) for point in one.timeline]
+                axes.plot(at, evidence, color=COLOURS[which], linewidth=0.8, alpha=0.7)
+        axes.axhline(alarm, color=MARKS["RollBack"], linewidth=0.9, linestyle=(0, (3, 2)))
+        axes.set_yscale("log")
+
+    return _figure(draw)
+
+
 def _panel(
     at: Sequence[float],
     lines: Mapping[str, Sequence[float | None]],
@@ -77,13 +109,7 @@ def _panel(
     *,
     steps: bool = False,
 ) -> str:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
-        figure, axes = pyplot.subplots(figsize=(4.8, 2.0), layout="constrained")
+    def draw(axes: Any) -> None:
         for name, values in lines.items():
             known = [float("nan") if v is None else v for v in values]
             how = "steps-post" if steps else "default"
@@ -91,6 +117,20 @@ def _panel(
         for moment, colour in marks:
             axes.axvline(moment, color=colour, linewidth=0.9, linestyle=(0, (3, 2)))
         axes.set_ylim(0, max(1.0, axes.get_ylim()[1] * 1.1))
+
+    return _figure(draw)
+
+
+def _figure(draw: Callable[[Any], None]) -> str:
+    """One small chart over seconds. -> SVG"""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
+        figure, axes = pyplot.subplots(figsize=(4.8, 2.0), layout="constrained")
+        draw(axes)
         axes.set_xlabel("seconds", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", linewidth=0.3)

@@ -1,15 +1,24 @@
-"""Holds the lease of a service in an environment while a rollout acts on it."""
+"""Holds the lease of a service in an environment while a rollout acts on it.
+
+Invariant: who holds a lease asks the ledger for it before each write to the router and the
+platform: a process that stood still while another one took over moves nothing when it goes on.
+"""
 
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
-from blocks.ledger import LEASE_SECONDS, Ledger
+from blocks.ledger import LEASE_SECONDS, RENEW_SECONDS, Ledger
+from blocks.ports import TrafficRouter, Workloads
 from policy.errors import LeaseLost, Unreachable
+from policy.release import Endpoints, Lease, MatchRules, Release
+from tasks.site import Site
 
 log = logging.getLogger("dafnck")
+AGAIN_SECONDS = 1.0  # after a renewal that failed
 
 
 class Held:
@@ -19,6 +28,7 @@ class Held:
         self.token = token
         self._ledger = ledger
         self._lost = ""
+        self._trouble = ""  # why the last renewal failed
         self._renewed_at = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -30,7 +40,19 @@ class Held:
         if self._lost:
             raise LeaseLost(self._lost)
         if (stale := time.monotonic() - self._renewed_at) > LEASE_SECONDS:
-            raise Unreachable(f"the lease could not be renewed for {stale:.0f}s; giving up")
+            self.fence()
+            why = f" ({self._trouble})" if self._trouble else ""
+            raise Unreachable(f"the lease could not be renewed for {stale:.0f}s{why}; giving up")
+
+    def fence(self) -> None:
+        """Raises LeaseLost when the ledger says that another process took over. A ledger that does
+        not answer stops nothing here: what still acts without it gives traffic back."""
+        if self._lost:
+            raise LeaseLost(self._lost)
+        try:
+            self._ledger.check_lease(self.token)
+        except Unreachable as error:
+            log.warning("the lease could not be checked: %s", error)
 
     def free(self) -> None:
         self._over.set()
@@ -41,21 +63,82 @@ class Held:
             log.warning("the lease was not given back and will lapse: %s", error)
 
     def _renew(self) -> None:
-        while not self._over.wait(LEASE_SECONDS / 3):
+        pause = RENEW_SECONDS
+        while not self._over.wait(pause):
             try:
                 self._ledger.renew_lease(self.token)
-                self._renewed_at = time.monotonic()
+                self._renewed_at, pause = time.monotonic(), RENEW_SECONDS
             except LeaseLost as lost:
                 self._lost = str(lost)
                 return
-            except Unreachable as error:  # the next try may do; the lease outlasts two failures
+            except Unreachable as error:  # the next try may do
+                self._trouble, pause = str(error), AGAIN_SECONDS
                 log.warning("the lease was not renewed: %s", error)
 
 
+class FencedRouter:
+    """A TrafficRouter whose every write is preceded by a look whether the lease is still ours."""
+
+    def __init__(self, router: TrafficRouter, held: Held) -> None:
+        self._router, self._held = router, held
+
+    def attach(self, endpoints: Endpoints) -> None:
+        self._held.fence()
+        self._router.attach(endpoints)
+
+    def detach(self, release_id: str) -> None:
+        self._held.fence()
+        self._router.detach(release_id)
+
+    def shares(self) -> dict[str, int]:
+        return self._router.shares()
+
+    def set_shares(self, shares: dict[str, int]) -> None:
+        self._held.fence()
+        self._router.set_shares(shares)
+
+    def match(self, rules: MatchRules | None) -> None:
+        self._held.fence()
+        self._router.match(rules)
+
+
+class FencedWorkloads:
+    """Workloads, likewise."""
+
+    def __init__(self, workloads: Workloads, held: Held) -> None:
+        self._workloads, self._held = workloads, held
+
+    def start(self, release: Release, replicas: int) -> None:
+        self._held.fence()
+        self._workloads.start(release, replicas)
+
+    def endpoints(self, release_id: str, *, quick: bool = False) -> Endpoints:
+        return self._workloads.endpoints(release_id, quick=quick)
+
+    def stop(self, release_id: str, grace_seconds: float) -> None:
+        self._held.fence()
+        self._workloads.stop(release_id, grace_seconds)
+
+    def running(self) -> list[str]:
+        return self._workloads.running()
+
+    def remove(self, release_id: str) -> None:
+        self._held.fence()
+        self._workloads.remove(release_id)
+
+
 @contextmanager
-def held_lease(ledger: Ledger, service: str, environment: str, who: str) -> Iterator[Held]:
-    held = Held(ledger, ledger.take_lease(service, environment, who))
+def held_lease(site: Site, who: str, *, over: Lease | None = None) -> Iterator[tuple[Site, Held]]:
+    """-> the site to act on, which is fenced, and the lease. `over`: see `Ledger.take_lease`."""
+    ledger = site.ledger
+    held = Held(ledger, ledger.take_lease(site.service, site.environment, who, over=over))
     try:
-        yield held
+        there = site.platform
+        fenced = replace(
+            there,
+            router=FencedRouter(there.router, held),
+            workloads=FencedWorkloads(there.workloads, held),
+        )
+        yield site.led(fenced, held.token), held
     finally:
         held.free()

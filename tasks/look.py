@@ -7,13 +7,20 @@ reason is told.
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from policy.canary import Counters, Judgement, Sample, judge, routing_doubt
+from blocks.custom_metrics import ask
+from blocks.synthetic import SyntheticRequests
+from policy.canary import NOTHING_LEARNED, CanaryJudge, judge_of, learned_from, routing_doubt
 from policy.errors import Unreachable
+from policy.judge import CustomMetric, read_requests
 from policy.release import Endpoints, Release, RolloutRecord, Verdict
 from policy.rollout import Action, Seen
+from policy.samples import Counters, Judgement, Sample
+from tasks.put_back import peak_share
 from tasks.site import Site
 
 log = logging.getLogger("dafnck")
@@ -36,16 +43,28 @@ class Eyes:
     """Looks on behalf of one rollout, in the loop and, between looks, from a thread of its own."""
 
     def __init__(
-        self, site: Site, rollout: RolloutRecord, new: Release, still_ours: Callable[[], None]
+        self,
+        site: Site,
+        rollout: RolloutRecord,
+        new: Release,
+        still_ours: Callable[[], None],
     ) -> None:
         """`still_ours` raises when another process took the rollout over."""
         self.site, self.rollout, self.new = site, rollout, new
         self._still_ours = still_ours
         self._misses = 0
-        self.samples: list[Sample] = []
+        self._unseen: list[Sample] = []  # by the judge
+        self._newest_at = 0.0
+        self._arrived = [0.0, 0.0]  # requests since the shift, to the new release and to stable
         self.shifted_at = site.clock()
         self.judgement: Judgement | None = None
+        self._judge = self._the_judge()
+        self._values: dict[str, float | None] = {}  # custom metrics that no sample has taken yet
+        self._folder = Path(new.folder)
+        self._synthetic: SyntheticRequests | None = None
+        self._open = ExitStack()
         self.known = Known()
+        self.peak = peak_share(site, rollout)
         self.interrupted = threading.Event()  # set: look again now
         self.cancelled: str | None = None
         self._lock = threading.Lock()
@@ -54,10 +73,28 @@ class Eyes:
 
     def __enter__(self) -> "Eyes":
         self._thread.start()
+        policy = self.new.rollout.judge
+        for metric in policy.metrics if policy else ():
+            asking = threading.Thread(
+                target=self._asking, args=(metric,), name=metric.name, daemon=True
+            )
+            asking.start()
+        if policy and policy.synthetic:
+            wanted = policy.synthetic
+            self._synthetic = SyntheticRequests(
+                self.site.platform.url_of(self.new),
+                self.new.host,
+                read_requests((self._folder / wanted.file).read_text()),
+                per_second=wanted.per_second,
+                below=wanted.below,
+                seen=self._counted,
+            )
+            self._open.enter_context(self._synthetic)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        self._open.close()
         self._thread.join()
 
     def look(self) -> Seen:
@@ -72,7 +109,8 @@ class Eyes:
                 "workloads", lambda: workloads.endpoints(stable, quick=True), known.stable
             )
         share = known.shares.get(self.new.id, 0)
-        self.judgement = self._judge(share)
+        self.peak = max(self.peak, share)
+        self.judgement = self._judgement(share)
         ready = len(known.new.ready) if known.new else 0
         self._misses = 0 if ready else self._misses + 1
         return Seen(
@@ -87,9 +125,12 @@ class Eyes:
             stable_running=known.stable.wanted if known.stable else 0,
             verdict=self.judgement.verdict if self.judgement else None,
             verdict_reason=self.judgement.reason if self.judgement else "",
+            early=self.judgement.early if self.judgement else False,
             approved_at=record.approved_at,
             abort_reason=self.cancelled or record.abort_reason,
-            trouble=known.new.trouble if known.new else known.silent.get("workloads", ""),
+            trouble=self._trouble(),
+            peak=self.peak,
+            unsafe=record.unsafe_reason is not None,
         )
 
     def tell(self, action: Action) -> None:
@@ -98,12 +139,19 @@ class Eyes:
         share = self.known.shares.get(self.new.id, 0)
         name = type(action).__name__
         log.info("%d%% %s: %s", share, name, action)
-        self.site.ledger.decide(self.rollout.id, name, share, verdict, str(action))
+        try:
+            self.site.ledger.decide(self.rollout.id, name, share, verdict, str(action))
+        except Unreachable as error:  # what it leads to is written down before it is done, or not
+            log.warning("a decision could not be written to the ledger: %s", error)
 
     def shifted(self) -> None:
         """The router took a new share: what came in before does not count for it."""
         self.sample()
         self.shifted_at = self.site.clock()
+        if self._judge is not None:
+            self._feed()
+            self._judge.shifted(self.shifted_at)
+            self._arrived = [0.0, 0.0]
 
     def sample(self) -> None:
         """Read shares and counters once and keep what was added since the last time."""
@@ -113,7 +161,7 @@ class Eyes:
             before = known.counters
             counters = self._ask("metrics", self.site.platform.metrics.read, None)
             if counters is None:
-                sample = Sample(now, None, None, known.shares.get(self.new.id, 0))
+                sample = Sample(now, None, None, known.shares.get(self.new.id, 0), self._taken())
             else:
                 known.counters = counters
                 sample = Sample(
@@ -121,8 +169,10 @@ class Eyes:
                     self._added(self.new.id, before, counters),
                     self._added(self.rollout.stable_id, before, counters),
                     known.shares.get(self.new.id, 0),
+                    self._taken(),
                 )
-            self.samples.append(sample)
+            self._unseen.append(sample)
+            self._newest_at = now
         try:
             self.site.ledger.add_sample(self.rollout.id, sample)
         except Unreachable as error:  # the judge has it in memory; only the report lacks it
@@ -135,27 +185,55 @@ class Eyes:
             return None
         return now.get(release, Counters()).since(before.get(release, Counters()))
 
-    def _judge(self, share: int) -> Judgement | None:
+    def _the_judge(self) -> CanaryJudge | None:
         policy = self.new.rollout.judge
-        if policy is None or share == 0:
+        if policy is None:
             return None
-        since, now = self.shifted_at, self.site.clock()
         first = self.rollout.stable_id in (None, self.new.id)
-        judgement = judge(self.samples, policy, since=since, now=now, first=first)
+        learned = NOTHING_LEARNED
+        if policy.method == "sequential" and not first:
+            past = self.site.ledger.past_samples(self.site.service, self.site.environment)
+            learned = learned_from(past)
+        return judge_of(policy, at=self.site.clock(), first=first, learned=learned)
+
+    def _feed(self) -> None:
+        assert self._judge is not None
+        with self._lock:
+            unseen, self._unseen = self._unseen, []
+        for sample in unseen:
+            self._judge.add(sample)
+            if sample.at > self.shifted_at + SETTLE_SECONDS and sample.new and sample.stable:
+                self._arrived[0] += sample.new.requests
+                self._arrived[1] += sample.stable.requests
+
+    def _judgement(self, share: int) -> Judgement | None:
+        if self._judge is None:
+            return None
+        self._feed()
+        if share == 0:
+            return None
+        judgement = self._judge.judgement(self.site.clock())
+        if self._synthetic is not None and self._synthetic.sent:
+            words = f"{judgement.reason} ({self._synthetic.sent} requests were synthetic)"
+            judgement = replace(judgement, reason=words)
         doubt = self._routing_doubt(share)
-        if doubt and judgement.verdict is Verdict.PASS:
+        if doubt and judgement.verdict is not Verdict.FAIL:
             return Judgement(Verdict.UNSURE, doubt, judgement.measurements)
         return judgement
+
+    def _trouble(self) -> str:
+        new = self.known.new
+        if new is None:
+            return self.known.silent.get("workloads", "")
+        words = new.last_words and f"the last words of one: {new.last_words}"
+        return "; ".join(part for part in (new.trouble, words) if part)
 
     def _routing_doubt(self, share: int) -> str | None:
         rollout = self.new.rollout
         if rollout.cohort or rollout.sticky:
             return None  # these move requests past the shares on purpose
-        since = self.shifted_at + SETTLE_SECONDS
-        pairs = [(s.new, s.stable) for s in self.samples if s.at > since and s.new and s.stable]
-        return routing_doubt(
-            sum(new.requests for new, _ in pairs), sum(old.requests for _, old in pairs), share
-        )
+        new, stable = self._arrived
+        return routing_doubt(new, stable, share)
 
     def _ask(self, part: str, question: Any, last: Any) -> Any:
         try:
@@ -170,6 +248,33 @@ class Eyes:
 
     def _sampling(self) -> None:
         while not self._over.wait(1.0):
-            newest = self.samples[-1].at if self.samples else 0
-            if self.site.clock() - newest >= 0.9:
+            if abs(self.site.clock() - self._newest_at) >= 0.9:  # clocks are also set back
                 self.sample()
+
+    def _asking(self, metric: CustomMetric) -> None:
+        """Ask for one number of the team's own, again and again."""
+        while not self._over.wait(metric.interval):
+            value: float | None = None
+            try:
+                value = ask(
+                    metric,
+                    release=self.new.id,
+                    stable=self.rollout.stable_id,
+                    url=self.site.platform.url_of(self.new),
+                    folder=self._folder,
+                )
+            except Unreachable as error:
+                log.warning("%s", error)
+            if self.known.shares.get(self.new.id, 0):  # before it has traffic it says nothing
+                with self._lock:
+                    self._values[metric.name] = value
+
+    def _taken(self) -> dict[str, float | None]:
+        taken, self._values = self._values, {}
+        return taken
+
+    def _counted(self) -> float:
+        """Requests that the router has counted for both releases so far."""
+        counters = self.known.counters or {}
+        of = (self.new.id, self.rollout.stable_id or "")
+        return sum(counters[release].requests for release in of if release in counters)

@@ -72,3 +72,4 @@ def reported(site: Site) -> Iterator[Publisher]:
         if publisher.rollout_id is not None:
             publish_report(site, publisher.rollout_id, publisher, return_state=True)
         publisher.close()
+        site.outbox.close()

@@ -11,16 +11,25 @@ from collections.abc import Callable
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from blocks.files import remove_half_written
+from blocks.processes import end_orphans
 from policy.errors import DafnckError, NotApplied, Unreachable
 from policy.matching import resting_rules
+from policy.notice import Event
 from policy.release import FINISHED, Phase, RolloutRecord
+from policy.rollout import freeze_at
+from tasks.notify import tell, tell_promoted
 from tasks.site import Site
 
 log = logging.getLogger("dafnck")
 
+LOOKS = 3  # in a row without a ready replica: then there is none
+ROUTER_SECONDS = 30.0  # for so long a router that does not answer is asked again
+
 
 def put_back(site: Site, rollout_id: int, reason: str) -> Phase:
-    """End an unfinished rollout: forward when it was promoted already, else back. -> its phase."""
+    """End an unfinished rollout: forward when it was promoted already, else back; past the point
+    from which its migration lets nobody go back, freeze it instead. -> its phase."""
     rollout = site.ledger.rollout(rollout_id)
     if rollout.phase in FINISHED:
         return rollout.phase
@@ -29,12 +38,71 @@ def put_back(site: Site, rollout_id: int, reason: str) -> Phase:
     if rollout.release_id is None:
         site.ledger.set_phase(rollout_id, Phase.FAILED, reason)
         return Phase.FAILED
-    had_traffic = any(i.act == "shift" for i in site.ledger.intents(rollout_id))
+    if no_way_back(site, rollout):
+        return freeze(site, rollout, reason)
+    had_traffic = _had_traffic(site, rollout_id)
     traffic_to_stable(site, rollout, reason)
     _clean_up(site, rollout)
     end = Phase.ROLLED_BACK if had_traffic else Phase.FAILED
     site.ledger.set_phase(rollout_id, end)
+    if had_traffic:
+        tell(site, rollout, Event.ROLLBACK, reason)
     return end
+
+
+def no_way_back(site: Site, rollout: RolloutRecord) -> bool:
+    """Has a contract migration had so much traffic that old code must not come back by itself?
+    Not once a person said to go back all the same, or while it is on its way back already."""
+    if rollout.kind != "release" or rollout.release_id is None or rollout.unsafe_reason:
+        return False
+    if rollout.phase not in (Phase.SHIFTING, Phase.FROZEN):
+        return False
+    new = site.ledger.release(rollout.release_id)
+    limit = freeze_at(new.rollout, new.migration, first=rollout.stable_id is None)
+    return limit is not None and peak_share(site, rollout) >= limit
+
+
+def peak_share(site: Site, rollout: RolloutRecord) -> int:
+    """The highest share that the new release was ever given, or may have been."""
+    acts = [act for act in site.ledger.intents(rollout.id) if act.act == "shift"]
+    new = site.ledger.rollout(rollout.id).release_id
+    return max((act.detail.get("shares", {}).get(new, 0) for act in acts), default=0)
+
+
+def freeze(site: Site, rollout: RolloutRecord, reason: str) -> Phase:
+    """Nothing is shifted, nobody leads it any more; a person decides. Called again, it sees to it
+    that no share goes to replicas that do not exist."""
+    _spare_the_callers(site, rollout)
+    if rollout.phase is not Phase.FROZEN:
+        site.ledger.set_phase(rollout.id, Phase.FROZEN, reason)
+        place = f"{site.service} --env {site.environment}"
+        words = f"frozen: {reason}; dafnck approve {place} or dafnck abort {place} --even-unsafe"
+        tell(site, rollout, Event.PAUSE, words)
+    return Phase.FROZEN
+
+
+def _spare_the_callers(site: Site, rollout: RolloutRecord) -> None:
+    """A share for a release without any ready replica is certain errors. While stable has the rest
+    of the requests anyway, it gets these too: its old code runs on that database already. When it
+    has none, it is not brought back: errors end with a repair, spoilt data does not."""
+    new, stable = rollout.release_id, rollout.stable_id
+    held = _held(site) or {}
+    if new is None or stable is None or not held.get(new) or not held.get(stable):
+        return
+    workloads = site.platform.workloads
+    try:
+        for _ in range(LOOKS):
+            if workloads.endpoints(new).ready:
+                return
+            time.sleep(0.2)
+        make_room(site, stable)  # it may have given replicas away, and gets the requests of two
+        words = "no replica of the frozen release is ready: the stable one has all requests"
+        with site.ledger.act(rollout.id, "lend traffic", shares={stable: 100}, reason=words):
+            site.platform.router.set_shares({stable: 100})
+    except DafnckError as error:  # what cannot be asked or told changes nothing
+        log.warning("the traffic of the frozen release stays as it is: %s", error)
+        return
+    tell(site, rollout, Event.PAUSE, words)
 
 
 def traffic_to_stable(site: Site, rollout: RolloutRecord, reason: str) -> None:
@@ -89,7 +157,7 @@ def patiently() -> Retrying:
     return Retrying(
         retry=retry_if_exception_type(Unreachable),
         wait=wait_fixed(0.1),
-        stop=stop_after_delay(30),
+        stop=stop_after_delay(ROUTER_SECONDS),
         reraise=True,
     )
 
@@ -117,8 +185,8 @@ def make_room(site: Site, release_id: str) -> None:
                 log.warning("%s: only %d replicas ready", release_id, len(endpoints.ready))
                 break
             raise NotApplied(
-                f"the stable release {release_id} has no ready replica ({endpoints.trouble}); "
-                "traffic is unchanged. Repair what it needs, then: "
+                f"{release_id} has no ready replica ({endpoints.trouble}); traffic is unchanged. "
+                "Repair what it needs: the guard tries again and again, and at once does "
                 f"dafnck rollback {site.service} --env {site.environment}"
             )
         time.sleep(0.1)
@@ -147,6 +215,9 @@ def _finish_promoted(site: Site, rollout: RolloutRecord) -> Phase:
     if rollout.stable_id and rollout.stable_id != rollout.release_id:
         retire(site, rollout.id, rollout.stable_id)
     site.ledger.set_phase(rollout.id, Phase.PROMOTED)
+    promotions = [act for act in site.ledger.intents(rollout.id) if act.act == "promote"]
+    if not any(act.outcome == "done" for act in promotions):  # else its own process said so
+        tell_promoted(site, rollout, rollout.reason)
     return Phase.PROMOTED
 
 
@@ -191,20 +262,58 @@ def drain(
         time.sleep(0.1)
 
 
-def unfinished_first(site: Site) -> list[Phase]:
-    """A rollout that died left things half-done: end it before anything new begins. Call it under
-    the lease. What cannot be put right is written down as ended, so that the next release, which
-    may be the cure, is not kept out."""
+def unfinished_first(site: Site, why: str = "", *, before_a_new_one: bool = False) -> list[Phase]:
+    """A rollout that died left things half-done: end it. Call it under the lease. A frozen rollout
+    stays frozen. `why`: how it is known that nobody leads it.
+
+    Raises NotApplied for what cannot be put right now: try again later. `before_a_new_one`: what
+    begins now may be the cure and is not kept out; what is not put right is passed over."""
+    for rollout in site.ledger.frozen(site.service, site.environment):
+        freeze(site, rollout, rollout.reason)
     ended = []
     for rollout in site.ledger.unfinished(site.service, site.environment):
-        reason = rollout.reason or "its process died before it could end the rollout"
-        log.warning("rollout %d of %s was left %s: %s", rollout.id, site, rollout.phase, reason)
+        died = why or "its process died before it could end the rollout"
+        if rollout.leader:
+            died = f"{died} ({rollout.leader})"
+        log.warning("rollout %d of %s was left %s: %s", rollout.id, site, rollout.phase, died)
+        first = site.ledger.take_over(rollout.id, died)
+        reason = rollout.reason or rollout.taken_over or died
+        if first:
+            tell(site, rollout, Event.CRASH, reason)
         try:
             ended.append(put_back(site, rollout.id, reason))
         except NotApplied as error:
+            if not before_a_new_one:
+                raise
             log.error("rollout %d could not be put right: %s", rollout.id, error)
-            promoted = rollout.phase is Phase.DRAINING
-            phase = Phase.PROMOTED if promoted else Phase.FAILED
-            site.ledger.set_phase(rollout.id, phase, f"{reason}; not put right: {error}")
-            ended.append(phase)
+            ended += _passed_over(site, rollout, f"{reason}; not put right: {error}")
+    remove_leftovers(site)
     return ended
+
+
+def _passed_over(site: Site, rollout: RolloutRecord, reason: str) -> list[Phase]:
+    """-> its phase when it is over. While its release has, or may have, a share of the requests it
+    is not: it stays unfinished until another release is promoted, or somebody puts it right."""
+    held = _held(site)
+    if rollout.phase is Phase.DRAINING:
+        phase = Phase.PROMOTED
+    elif held is None or held.get(rollout.release_id or ""):
+        return []
+    else:
+        phase = Phase.ROLLED_BACK if _had_traffic(site, rollout.id) else Phase.FAILED
+    site.ledger.set_phase(rollout.id, phase, reason)
+    return [phase]
+
+
+def _had_traffic(site: Site, rollout_id: int) -> bool:
+    return any(act.act == "shift" for act in site.ledger.intents(rollout_id))
+
+
+def remove_leftovers(site: Site) -> None:
+    """What dead processes left on this machine, of whatever rollout: children, half-built
+    artifacts, half-written files. Nothing that serves depends on it."""
+    if orphans := end_orphans():
+        log.warning("ended %d processes that dead ones had started: %s", len(orphans), orphans)
+    site.builder.remove_half_built()
+    for folder in site.folders:
+        remove_half_written(folder)

@@ -9,11 +9,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from policy.errors import BadInput
+from policy.freeze_window import FreezeWindow
+from policy.judge import CustomMetric, Judge, Synthetic, read_requests
+from policy.notice import Notify
 from policy.service_file import (
     Build,
     Cohort,
     Health,
-    Judge,
     Limits,
     NamedValue,
     Override,
@@ -35,10 +37,14 @@ PARTS: dict[str, type[BaseModel]] = {
     "route": Route,
     "rollout": Rollout,
     "judge": Judge,
+    "metrics": CustomMetric,
+    "synthetic": Synthetic,
     "cohort": Cohort,
     "header": NamedValue,
     "cookie": NamedValue,
     "preview": NamedValue,
+    "freeze": FreezeWindow,
+    "notify": Notify,
 }
 MAX_BYTES = 1_000_000
 Path_ = tuple[str | int, ...]
@@ -80,6 +86,17 @@ def configuration(service: ServiceFile, environment: str, file: Path) -> dict[st
     if python and python.requirements and not (source / python.requirements).is_file():
         key = ("build", "python", "requirements")
         raise mistake_at(file, environment, key, f"there is no file {source / python.requirements}")
+    judge = service.rollout.judge
+    if judge and judge.synthetic:
+        named = ("rollout", "judge", "synthetic", "file")
+        path = file.parent / judge.synthetic.file
+        try:
+            read_requests(path.read_text())
+        except OSError as error:
+            message = f"cannot read {path}: {error.strerror}"
+            raise mistake_at(file, environment, named, message) from None
+        except ValueError as error:
+            raise mistake_at(file, environment, named, f"{path}: {error}") from None
     contents = {}
     for target, content in service.run.files.items():
         path = file.parent / content

@@ -1,5 +1,6 @@
 """The story of a rollout: a self-contained HTML file, and its facts in Markdown."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from blocks.files import write_atomically
 from policy.quantities import in_words
 from policy.release import Intent, Phase, RolloutRecord
 from tasks.site import Site
+
+log = logging.getLogger("dafnck")
 
 CSS = {Phase.PROMOTED: "promoted", Phase.ROLLED_BACK: "rolled", Phase.FAILED: "failed"}
 
@@ -46,6 +49,14 @@ def write_report(site: Site, rollout_id: int) -> Path:
     return path
 
 
+def report(site: Site, rollout_id: int) -> None:
+    """Write it where nothing depends on it: a failure is told, no more."""
+    try:
+        write_report(site, rollout_id)
+    except Exception as error:
+        log.warning("the report of rollout %d was not written: %s", rollout_id, error)
+
+
 def title(rollout: RolloutRecord) -> str:
     arrow = "→" if rollout.kind == "release" else "← back to"
     if rollout.kind == "release":
@@ -80,8 +91,17 @@ def _facts(site: Site, rollout: RolloutRecord, acts: list[Intent]) -> list[tuple
     back = [a for a in acts if a.act == "traffic to stable" and a.outcome_at]
     if back and back[0].outcome_at:
         facts.append(("traffic went back in", in_words(back[0].outcome_at - back[0].at)))
+    if rollout.taken_over:
+        facts.append(("ended by another process", rollout.taken_over))
     if rollout.approved_by:
         facts.append(("approved by", rollout.approved_by))
+    if rollout.freeze_override:
+        by = rollout.freeze_override_by
+        facts.append(("freeze overridden", f"{rollout.freeze_override} ({by})"))
+    if rollout.unsafe_reason:
+        facts.append(
+            ("past a contract migration", f"{rollout.unsafe_reason} ({rollout.unsafe_by})")
+        )
     return facts
 
 

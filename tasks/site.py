@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 from blocks.builder import Builder
 from blocks.ledger import Ledger
+from blocks.notifications import Notifications
 from blocks.platforms import Platform, local_platform
+from blocks.ports import Notifier
 from blocks.stack import Stack, listens
 from policy.service_file import ServiceFile
+from tasks.outbox import Outbox
 from tasks.read import mistake_at
 
 
@@ -22,7 +26,10 @@ class Site:
         platform: Platform,
         builder: Builder,
         reports: Path,
+        notifier: Notifier,
         clock: Callable[[], float] = time.time,
+        token: str | None = None,
+        folders: tuple[Path, ...] = (),
     ) -> None:
         self.service = service
         self.environment = environment
@@ -30,7 +37,16 @@ class Site:
         self.platform = platform
         self.builder = builder
         self.reports = reports
+        self.outbox = Outbox(notifier)
         self.clock = clock
+        self.token = token  # of the lease under which it is acted on
+        self.folders = folders  # in which files are written that a death leaves half-written
+
+    def led(self, platform: Platform, token: str) -> "Site":
+        """The same under a lease, which this platform looks at before each write."""
+        site = copy(self)
+        site.platform, site.token = platform, token
+        return site
 
     def __repr__(self) -> str:
         return f"{self.service} in {self.environment}"
@@ -44,6 +60,14 @@ def local_site(stack: Stack, ledger: Ledger, service: str, environment: str) -> 
         platform=local_platform(stack, service, environment),
         builder=Builder(stack.artifacts),
         reports=stack.reports,
+        notifier=Notifications(stack),
+        folders=(
+            stack.dynamic,
+            stack.supervisor / "conf.d",
+            stack.releases,
+            stack.artifacts,
+            stack.reports,
+        ),
     )
 
 

@@ -1,6 +1,8 @@
 """Moves traffic, reads it back, and watches what it does."""
 
 import logging
+import re
+import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -11,14 +13,17 @@ from prefect.cache_policies import NO_CACHE
 from policy.errors import NotApplied, Unreachable
 from policy.matching import resting_rules, rollout_rules
 from policy.release import Endpoints, Phase, Release, RolloutRecord
-from policy.rollout import AskApproval, Plan, RollBack, Wait, next_action
+from policy.rollout import AskApproval, Plan, RollBack, Wait, next_action, waits_for_person
 from tasks import put_back
 from tasks.look import Eyes
+from tasks.notify import decided, tell_promoted
 from tasks.prefect_run import OwnRun
 from tasks.retrying import when_unreachable
 from tasks.site import Site
 
 log = logging.getLogger("dafnck")
+NUMBERS = re.compile(r"[\d.,]+")
+TELL_SECONDS = 30.0
 
 
 @task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
@@ -79,20 +84,29 @@ def watch(site: Site, rollout: RolloutRecord, plan: Plan, eyes: Eyes, own_run: O
     """Look every second until something else than waiting is due. One task for a whole step.
 
     On a verdict against the new release the traffic goes back from here, before anything else."""
-    told = ""
+    told, told_at, waited_for = "", 0.0, None
     while not isinstance(action := next_action(plan, eyes.look()), RollBack):
         if not isinstance(action, Wait | AskApproval):
             own_run.go_on()
             return
-        if action.reason != told:
-            told = action.reason
+        # The numbers in a reason change with every look: what is new is told, and that now and
+        # then.
+        what = NUMBERS.sub("", action.reason)
+        if what != told or time.monotonic() - told_at > TELL_SECONDS:
+            told, told_at = what, time.monotonic()
             eyes.tell(action)
+        # People hear of it once, whatever the judge finds to say meanwhile.
+        waits_for = type(action) if waits_for_person(action) else None
+        if waits_for is not None and waits_for is not waited_for:
+            decided(site, rollout, action)
+        waited_for = waits_for
         if isinstance(action, AskApproval):
             own_run.pause(datetime.fromtimestamp(plan.deadline, UTC).isoformat())
         eyes.interrupted.wait(action.seconds if isinstance(action, Wait) else plan.poll_seconds)
         eyes.interrupted.clear()
     put_back.traffic_to_stable(site, rollout, action.reason)
     eyes.tell(action)
+    decided(site, rollout, action)
     own_run.go_on()
 
 
@@ -100,11 +114,12 @@ def watch(site: Site, rollout: RolloutRecord, plan: Plan, eyes: Eyes, own_run: O
 def promote(site: Site, rollout: RolloutRecord, release: Release, reason: str) -> None:
     """The new release is the stable one. Whoever asks from now on is told so."""
     with site.ledger.act(rollout.id, "promote", release=release.id):
-        site.ledger.promote(rollout.id, reason)
+        site.ledger.promote(rollout.id, reason, token=site.token)
         try:
             site.platform.router.match(resting_rules(release))
         except (Unreachable, NotApplied) as error:
             log.warning("the preview header still works: %s", error)
+    tell_promoted(site, rollout, reason)
 
 
 @task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)

@@ -14,6 +14,7 @@ import pytest
 from bench.stage import PROBE, probe_file
 from blocks.ledger import Ledger
 from blocks.stack import Ports, Stack
+from blocks.supervisor import Supervisor
 from deployments import local_stack
 from policy.release import RolloutRecord
 
@@ -56,6 +57,11 @@ def ledger(stack: Stack) -> Iterator[Ledger]:
     ledger = Ledger(stack.ledger_url)
     yield ledger
     ledger.close()
+
+
+@pytest.fixture
+def supervisor(stack: Stack) -> Supervisor:
+    return Supervisor(stack.supervisor, stack.supervisor_socket)
 
 
 Released = Callable[..., RolloutRecord]

@@ -43,6 +43,7 @@ def test_commands_and_make_targets_exist(page: Path) -> None:
     from deployments.cli import app
 
     known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    known |= {group.name for group in app.registered_groups}
     text = page.read_text()
     named = set(re.findall(r"(?:^|`|\n    )dafnck ([a-z]+)", text))
     assert named <= known, named - known

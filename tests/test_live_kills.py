@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -29,11 +31,6 @@ from policy.release import Phase
 
 pytestmark = pytest.mark.live
 LONG = CANARY | {"bake": "6s"}
-
-
-@pytest.fixture
-def supervisor(stack: Stack) -> Supervisor:
-    return Supervisor(stack.supervisor, stack.supervisor_socket)
 
 
 def pid_of(supervisor: Supervisor, name: str) -> int:
@@ -88,7 +85,14 @@ def test_a_killed_router_comes_back_with_the_same_shares(
     service: Service,
 ) -> None:
     released(service("router"), "1")
-    judged = LONG | {"judge": {"errors": "at most 2%", "interval": "2s", "min_requests": 5}}
+    judged = LONG | {
+        "judge": {
+            "method": "threshold",
+            "errors": "at most 2%",
+            "interval": "2s",
+            "min_requests": 5,
+        }
+    }
     with under_load(stack, "router") as load:
         run = begin(dafnck, service("router", rollout=judged), "2")
         rollout = at_share(stack, ledger, run, 20)
@@ -177,36 +181,115 @@ def test_a_killed_release_process_leaves_the_stable_release(
     wait_for(lambda: ledger.lease(name, "local") is None, "its lease is free")
 
 
-def test_a_killed_process_without_a_worker_is_ended_by_whoever_comes_next(
-    stack: Stack, ledger: Ledger, released: Released, dafnck: Dafnck, service: Service
-) -> None:
-    """Release in a process of its own, SIGKILL: no hook runs; the next rollback puts it right."""
-    import subprocess
-    import sys
-
-    released(service("next"), "1")
-    slow = service("next", rollout=LONG | {"bake": "60s"})
-    words = ["release", str(slow), "--version", "2", "--here"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deployments.cli", *words],
+def begin_here(file: Path, version: str) -> "subprocess.Popen[bytes]":
+    """Release in a process of its own: no worker, no hook."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "deployments.cli", "release", file, "--version", version, "--here"],
         cwd=Path(__file__).parents[1],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_for(
-        lambda: "next-local-2" in {who_answers(stack, "next") for _ in range(10)}, "the canary", 40
-    )
-    process.kill()
-    process.wait()
-    held = dafnck("rollback", "next", "--here", check=1)
-    assert "is being changed by release 2" in held.stderr, "its lease has not lapsed yet"
-    wait_for(lambda: ledger.lease("next", "local") is None, "the lease lapses", 20)
-    assert "nobody: its process died" in dafnck("status").stdout
-    dafnck("rollback", "next", "--here")
+
+
+def sees_traffic(stack: Stack, name: str, release_id: str) -> None:
+    wait_for(lambda: release_id in {who_answers(stack, name) for _ in range(10)}, "the canary", 60)
+
+
+def test_the_guard_ends_what_a_killed_process_leaves(
+    stack: Stack,
+    ledger: Ledger,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+) -> None:
+    """Release in a process of its own, SIGKILL: no hook runs. Within seconds, without waiting for
+    the lease, stable serves, the report is written and Prefect shows the run as crashed."""
+    released(service("next"), "1")
+    with under_load(stack, "next") as load:
+        process = begin_here(service("next", rollout=LONG | {"bake": "60s"}), "2")
+        sees_traffic(stack, "next", "next-local-2")
+        process.kill()
+        killed_at = time.monotonic()
+        wait_for(lambda: not ledger.unfinished("next"), "the guard ends it", 15)
+        took = time.monotonic() - killed_at
+        process.wait()
+    no_request_failed(load)
+    assert took < 10
     alone(stack, dafnck, "next", "next-local-1")
-    rollout = ledger.history("next")[0]
+    rollout = wait_for(
+        lambda: (last := ledger.history("next")[0]).closed_at and last, "reported", 60
+    )
     assert rollout.phase is Phase.ROLLED_BACK
-    assert "its process died" in rollout.reason
+    assert f"its process died (pid {process.pid} on " in rollout.reason
+    page = (stack.reports / f"next-local-rollout-{rollout.id}.html").read_text()
+    assert "its process died" in page
+    with stack_api(stack) as api:
+        state = api.state(str(rollout.flow_run_id))
+    assert (state["type"], state["message"]) == ("CRASHED", rollout.taken_over)
+
+
+def test_a_leader_that_stands_still_is_replaced_and_moves_nothing_when_it_goes_on(
+    stack: Stack, ledger: Ledger, released: Released, dafnck: Dafnck, service: Service
+) -> None:
+    released(service("still"), "1")
+    with under_load(stack, "still") as load:
+        process = begin_here(service("still", rollout=LONG), "2")
+        sees_traffic(stack, "still", "still-local-2")
+        process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: not ledger.unfinished("still"), "the guard ends it", 40)
+        rollout = ledger.history("still")[0]
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(60) != 0
+    no_request_failed(load)
+    assert "its lease lapsed: not renewed for" in rollout.reason
+    alone(stack, dafnck, "still", "still-local-1")
+    assert ledger.history("still")[0].phase is Phase.ROLLED_BACK
+
+
+def test_a_killed_guard_is_started_again_and_ends_what_died(
+    stack: Stack,
+    ledger: Ledger,
+    supervisor: Supervisor,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+) -> None:
+    released(service("guard"), "1")
+    process = begin_here(service("guard", rollout=LONG | {"bake": "60s"}), "2")
+    sees_traffic(stack, "guard", "guard-local-2")
+    pid = pid_of(supervisor, local_stack.GUARD)
+    os.kill(pid, signal.SIGKILL)
+    process.kill()
+    wait_for(lambda: not ledger.unfinished("guard"), "it is ended all the same", 20)
+    process.wait()
+    restarted(supervisor, local_stack.GUARD, pid)
+    alone(stack, dafnck, "guard", "guard-local-1")
+
+
+def test_the_reconcile_flow_ends_what_died_without_a_guard(
+    stack: Stack,
+    ledger: Ledger,
+    supervisor: Supervisor,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+) -> None:
+    from flows.reconcile import reconcile
+
+    released(service("flow"), "1")
+    process = begin_here(service("flow", rollout=LONG | {"bake": "60s"}), "2")
+    sees_traffic(stack, "flow", "flow-local-2")
+    guard = pid_of(supervisor, local_stack.GUARD)
+    os.kill(guard, signal.SIGSTOP)
+    try:
+        process.kill()
+        process.wait()
+        assert "nobody: its process died" in dafnck("status").stdout
+        message = reconcile(return_state=True).message
+    finally:
+        os.kill(guard, signal.SIGCONT)
+    assert message == "flow in local: rolled back"
+    alone(stack, dafnck, "flow", "flow-local-1")
 
 
 def test_a_release_ends_without_prefects_server(

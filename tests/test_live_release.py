@@ -28,7 +28,9 @@ pytestmark = pytest.mark.live
 Service = Callable[..., Path]
 
 CANARY = {"strategy": "canary", "steps": ["20%", "100%"], "bake": "2s"}
-JUDGED = CANARY | {"judge": {"errors": "at most 2%", "interval": "1s", "min_requests": 5}}
+JUDGED = CANARY | {
+    "judge": {"method": "threshold", "errors": "at most 2%", "interval": "1s", "min_requests": 5}
+}
 
 
 @pytest.fixture
@@ -75,7 +77,9 @@ def begin(dafnck: Dafnck, file: Path, version: str) -> str:
     return str(json.loads(done.stdout)["flow_run_id"])
 
 
-def at_share(stack: Stack, ledger: Ledger, flow_run_id: str, share: int) -> RolloutRecord:
+def at_share(
+    stack: Stack, ledger: Ledger, flow_run_id: str, share: int, seconds: float = 40
+) -> RolloutRecord:
     """Wait until the new release of this run has that share."""
 
     def look() -> RolloutRecord | None:
@@ -87,7 +91,7 @@ def at_share(stack: Stack, ledger: Ledger, flow_run_id: str, share: int) -> Roll
         shared = [i.detail["shares"].get(rollout.release_id) for i in shifts]
         return rollout if share in shared else None
 
-    found: RolloutRecord = wait_for(look, f"{share}% for the new release", 40)
+    found: RolloutRecord = wait_for(look, f"{share}% for the new release", seconds)
     return found
 
 
@@ -114,6 +118,7 @@ def programs(stack: Stack, name: str) -> set[str]:
     return {path.stem for path in (stack.supervisor / "conf.d").glob(f"{name}-*.conf")}
 
 
+@pytest.mark.timeout(400)  # four releases under load, one after the other
 def test_the_main_job(
     stack: Stack, ledger: Ledger, dafnck: Dafnck, service: Service, api: PrefectApi
 ) -> None:
@@ -421,7 +426,7 @@ def test_long_requests_and_websockets_end_by_themselves(
         asking.start()
         release = Thread(target=lambda: dafnck("release", service("drain"), "--version", "2"))
         release.start()
-        wait_for(lambda: who_answers(stack, "drain") == "drain-local-2", "the switch", 30)
+        wait_for(lambda: who_answers(stack, "drain") == "drain-local-2", "the switch", 60)
         asking.join()
         for _ in range(4):
             time.sleep(0.5)
@@ -434,6 +439,5 @@ def test_long_requests_and_websockets_end_by_themselves(
 
 def test_the_doctor_finds_a_healthy_stack(stack: Stack, dafnck: Dafnck) -> None:
     findings = json.loads(dafnck("doctor", "--json").stdout)
-    assert {"traefik", "prefect-server", "prefect-worker", "secret", "Prefect API"} <= {
-        finding["part"] for finding in findings
-    }
+    parts = {"traefik", "prefect-server", "prefect-worker", "dafnck-guard", "secret", "Prefect API"}
+    assert parts <= {finding["part"] for finding in findings}

@@ -7,7 +7,7 @@
 
 Faults, by environment: EVERY=5 fails every fifth answer; DELAY=0.2 makes each so many seconds
 slower; HEALTH=503 is never healthy; DIE_AFTER=3 ends the process after so many seconds; DEAF=1
-ignores SIGTERM.
+ignores SIGTERM; LEAK=5 keeps so many megabytes more with each answer, and ends when there are none.
 """
 
 import asyncio
@@ -21,6 +21,8 @@ RELEASE = os.environ.get("DAFNCK_RELEASE", "none").encode()
 EVERY = int(os.environ.get("EVERY", "0"))
 DELAY = float(os.environ.get("DELAY", "0"))
 HEALTH = int(os.environ.get("HEALTH", "200"))
+LEAK = int(os.environ.get("LEAK", "0")) * 2**20
+_kept: list[bytearray] = []
 _answers = count(1)
 
 if "DIE_AFTER" in os.environ:
@@ -47,11 +49,21 @@ async def _answer(path: str, send: Any) -> None:
             await asyncio.sleep(2)
         if DELAY:
             await asyncio.sleep(DELAY)
+        if LEAK:
+            _leak()
         if EVERY and next(_answers) % EVERY == 0:
             status = 500
     headers = [(b"content-type", b"text/plain"), (b"x-release", RELEASE)]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": RELEASE})
+
+
+def _leak() -> None:
+    try:
+        _kept.append(bytearray(LEAK))
+    except MemoryError:
+        print("out of memory", flush=True)  # what to do without is not known: end, as most do
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def _socket(receive: Any, send: Any) -> None:

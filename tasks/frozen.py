@@ -1,0 +1,59 @@
+"""Whether a release may begin or go back at all: freeze windows, frozen rollouts, migrations.
+
+Refusals only: nothing here changes anything. No Prefect.
+"""
+
+from policy.errors import Refused
+from policy.freeze import frozen
+from policy.release import Release, RolloutRecord
+from policy.service_file import ServiceFile
+from tasks.site import Site
+
+
+def outside_freeze(
+    wanted: ServiceFile, environment: str, now: float, override: str | None
+) -> str | None:
+    """-> the override, if it was needed. Raises Refused in a freeze window without one."""
+    windows = [window.read() for window in wanted.rollout.freeze]
+    found = frozen(windows, wanted.rollout.time_zone, now)
+    if found is None:
+        return None
+    if override:
+        return override
+    raise Refused(
+        f"{wanted.service} in {environment} is frozen: {found}; nothing was changed. Wait, or say "
+        'why not: dafnck release --override-freeze "reason"'
+    )
+
+
+def none_frozen(site: Site) -> None:
+    """Raises Refused while a rollout waits frozen: what comes next depends on its end."""
+    for rollout in site.ledger.frozen(site.service, site.environment):
+        raise Refused(what_now(rollout))
+
+
+def what_now(rollout: RolloutRecord) -> str:
+    """Of a frozen rollout: what happened, what is true, what to do."""
+    place = f"{rollout.service} --env {rollout.environment}"
+    return (
+        f"{rollout.version} of {rollout.service} in {rollout.environment} is frozen, because "
+        f"{rollout.reason}. Its migration lets nobody go back by themselves; the traffic stays as "
+        f"the router holds it. Decide: dafnck approve {place} (go on), or dafnck abort {place} "
+        '--even-unsafe --reason "why"'
+    )
+
+
+def way_back(site: Site, target: Release, unsafe_reason: str | None) -> str | None:
+    """-> the reason, if it was needed. Raises Refused when a younger release took away what this
+    one needs of the database."""
+    younger = site.ledger.contracts_after(target)
+    if not younger:
+        return None
+    if unsafe_reason:
+        return unsafe_reason
+    raise Refused(
+        f"{target.id} ({target.version}) is older than {', '.join(younger)}, whose contract "
+        "migration took away what it needs; nothing was changed. Release a correction instead, or "
+        f"say why it is safe: dafnck rollback {site.service} --env {site.environment} --to "
+        f'{target.id} --even-unsafe --reason "why"'
+    )

@@ -1,0 +1,151 @@
+"""What flows do around a rollout, on the fakes: nothing here needs Prefect's server."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes import FakeNotifier, a_site
+from test_local_stack import frozen
+from test_tasks_put_back import fakes, under_way
+
+from flows import resume
+from flows.carry_out import Progress, carry_out, whole_or_nothing
+from policy.errors import NotApplied, Unreachable
+from policy.notice import Event
+from policy.release import Phase, RolloutRecord
+from policy.rollout import (
+    Action,
+    AskApproval,
+    Plan,
+    Promote,
+    Seen,
+    Shift,
+    Wait,
+    next_action,
+    plan,
+)
+from policy.service_file import Rollout
+from tasks import traffic
+from tasks.site import Site
+
+
+@contextmanager
+def unreported(site: Site) -> Iterator[SimpleNamespace]:
+    yield SimpleNamespace(rollout_id=None)
+
+
+def falls_silent(site: Site) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise Unreachable("the ledger does not answer")
+
+    site.ledger._reading = away  # type: ignore[method-assign,assignment]
+    site.ledger._writing = away  # type: ignore[method-assign,assignment]
+
+
+@pytest.fixture(autouse=True)
+def no_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "reported", unreported)
+    monkeypatch.setattr(resume, "prune", lambda *_, **__: None)
+
+
+def test_resumed_with_a_silent_ledger_no_traffic_goes_to_old_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can ask whether the migration forbids it: what was frozen is past that point."""
+    site, stable, new, _ = frozen(tmp_path, 50)
+
+    def first_look(site: Site, rollout: RolloutRecord, *_: object) -> None:
+        falls_silent(site)
+        site.ledger.rollout(rollout.id)
+
+    monkeypatch.setattr(resume, "carry_out", first_look)
+    with pytest.raises(Unreachable):
+        resume._resume(site, "ada")
+    assert fakes(site)[0].held == {stable.id: 50, new.id: 50}
+
+
+def test_a_rollout_knows_at_once_what_share_it_once_had(tmp_path: Path) -> None:
+    """Before its first shift, too: it may be led by another process than the one that shifted."""
+    site, stable, new, rollout = frozen(tmp_path, 50)
+    steps = plan(new.rollout, replicas=2, stable_replicas=2, now=0, migration="contract")
+    nobody: Any = SimpleNamespace(check=lambda: falls_silent(site))
+    with (
+        pytest.raises(Unreachable),
+        whole_or_nothing(site, replace(rollout, phase=Phase.SHIFTING)) as progress,
+    ):
+        carry_out(site, rollout, new, steps, nobody, nobody, progress)
+    assert progress == Progress(no_way_back=True)
+    assert fakes(site)[0].held == {stable.id: 50, new.id: 50}
+
+
+def test_a_person_brings_a_dead_frozen_release_back_to_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 100% there is no other way forward: its replicas first, then it is promoted."""
+    site, _, new, rollout = frozen(tmp_path, 100)
+    _, workloads = fakes(site)
+    workloads.wanted.pop(new.id)
+    decided: list[Action] = []
+
+    def look(site: Site, rollout: RolloutRecord, release: object, steps: Plan, *_: object) -> Phase:
+        endpoints = site.platform.workloads.endpoints(new.id)
+        share = site.platform.router.shares()[new.id]
+        seen = Seen(
+            now=steps.deadline - 1,
+            phase=site.ledger.rollout(rollout.id).phase,
+            share=share,
+            shifted_at=0,
+            new_ready=len(endpoints.ready),
+            new_dead=not endpoints.ready,
+            restarts=endpoints.restarts,
+            stable_running=2,
+            peak=share,
+        )
+        decided.append(next_action(steps, seen))
+        site.ledger.promote(rollout.id, "ada let it go on")
+        return Phase.DRAINING
+
+    monkeypatch.setattr(resume, "carry_out", look)
+    workloads.sick[new.id] = "no database"
+    with pytest.raises(NotApplied, match="no database"):
+        resume._resume(site, "ada")
+    assert site.ledger.rollout(rollout.id).phase is Phase.FROZEN, "for a person who repairs it"
+    workloads.sick.clear()
+    resume._resume(site, "ada")
+    assert decided == [Promote("ada let it go on")]
+
+
+def test_people_hear_once_that_a_person_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger is told again and again, with what the judge says now; people are not."""
+    site = a_site(tmp_path)
+    _, _, rollout = under_way(site, 50)
+    held = "held until a person says dafnck approve or dafnck abort"
+    waits: list[Action] = [
+        Wait(0, "bakes for 10 s"),
+        *[Wait(0, f"{held}: {why}", for_person=True) for why in ("errors", "slow", "errors")],
+        AskApproval("waits for a person before 100%"),
+        AskApproval("waits for a person before 100%"),
+        Shift(100),
+    ]
+    script = iter(waits)
+    monkeypatch.setattr(traffic, "next_action", lambda *_: next(script))
+    monkeypatch.setattr(traffic, "TELL_SECONDS", 0.0)
+    written: list[Action] = []
+    eyes: Any = SimpleNamespace(
+        look=lambda: None, tell=written.append, interrupted=threading.Event()
+    )
+    own_run: Any = SimpleNamespace(go_on=lambda: None, pause=lambda until: None)
+    steps = plan(Rollout(), replicas=2, stable_replicas=2, now=0)
+    traffic.watch.fn(site, rollout, replace(steps, poll_seconds=0.0), eyes, own_run)
+    assert written == waits[:-1]
+    site.outbox.close()
+    notifier = site.outbox._notifier
+    assert isinstance(notifier, FakeNotifier)
+    assert [notice.event for notice in notifier.recorded] == [Event.PAUSE, Event.PAUSE]
