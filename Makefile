@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench bench-switch bench-engine lock schema docs clean
+.PHONY: demo test check soak bench bench-switch bench-engine bench-judge bench-detect bench-services lock schema docs clean
 
 demo: $(VENV)/.base
 	@$(BIN)/dafnck demo $(ARGS)
@@ -18,7 +18,21 @@ check: $(VENV)/.test
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m pytest -q tests/test_entrypoints.py tests/test_docs.py
 
-bench: bench-switch bench-engine
+# The faults that take long, then everything killed at every step, under load.
+soak: $(VENV)/.test
+	@$(BIN)/python -m pytest -q -m soak
+	@$(BIN)/python tests/soak.py $(ARGS)
+
+bench: bench-switch bench-engine bench-judge bench-detect bench-services
+
+bench-detect: $(VENV)/.test
+	@$(BIN)/python -m bench.detect $(ARGS)
+
+bench-services: $(VENV)/.test
+	@$(BIN)/python -m bench.services $(ARGS)
+
+bench-judge: $(VENV)/.test
+	@$(BIN)/python -m bench.judge $(ARGS)
 
 bench-switch: $(VENV)/.test
 	@$(BIN)/python -m bench.switch $(ARGS)

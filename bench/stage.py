@@ -34,7 +34,8 @@ def probe_file(file: Path, name: str, parts: dict[str, Any]) -> Path:
         },
     }
     for part, content in parts.items():
-        document[part] = {**document.get(part, {}), **content}
+        known = document.get(part, {})
+        document[part] = {**known, **content} if isinstance(content, dict) else content
     with file.open("w") as text:
         YAML().dump(document, text)
     return file

@@ -40,7 +40,12 @@ WAYS: dict[str, dict[str, Any]] = {
             "strategy": "canary",
             "steps": ["20%", "100%"],
             "bake": "60s",
-            "judge": {"p50": "at most 400ms", "interval": "1s", "min_requests": 5},
+            "judge": {
+                "method": "threshold",
+                "p50": "at most 400ms",
+                "interval": "1s",
+                "min_requests": 5,
+            },
         },
     },
 }
