@@ -96,10 +96,10 @@ def _abort_after_the_first_shift() -> None:
 
     intend: Any = Ledger._intend
 
-    def aborting(self: Ledger, rollout_id: int, act: str, detail: dict[str, Any]) -> Any:
+    def aborting(self: Ledger, rollout_id: int, act: str, *others: Any, **named: Any) -> Any:
         if act == "shift":
             self.abort(rollout_id, "aborted by the test")
-        return intend(self, rollout_id, act, detail)
+        return intend(self, rollout_id, act, *others, **named)
 
     Ledger._intend = aborting  # type: ignore[method-assign]
 

@@ -141,7 +141,8 @@ class Lane:
             lines = passed.read_text().splitlines() if passed.exists() else []
             result.boundary = lines[-1] if lines else "before the first"
             if kill.at and process.exitcode != -signal.SIGKILL:
-                result.trouble.append(f"was not killed: {len(lines)} boundaries")
+                said = Path(f"{passed}.log").read_text()[-1500:]
+                result.trouble.append(f"was not killed: {len(lines)} boundaries; it said: {said}")
 
     def _kill_guard(self, kill: Kill, result: Result) -> None:
         """A release kills itself where the guard has something to do; then the guard is killed."""
