@@ -1,258 +1,27 @@
-"""The memory of dafnck: releases, rollouts, intents and outcomes, leases. It decides what is true.
+"""The memory of dafnck: releases, rollouts, intents and outcomes. It decides what is true.
 
-SQLAlchemy over SQLite (WAL) by default, PostgreSQL by URL. Every method is one transaction.
-Invariant: one holder of the lease of a service in an environment at a time.
+Every method is one transaction. How it is opened: ledger_store.py; who may change what:
+ledger_leases.py.
 """
 
 import logging
-import os
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from tenacity import (
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_random,
-)
 
-from blocks.ledger_tables import (
-    decisions,
-    intents,
-    leases,
-    meta,
-    releases,
-    rollouts,
-    samples,
-    stables,
-)
-from blocks.processes import Process, machine, own
+from blocks.ledger_leases import TAKEN_OVER, Leases, whereabouts
+from blocks.ledger_tables import decisions, intents, leases, releases, rollouts, samples, stables
 from policy.errors import LeaseLost, Refused, Unreachable
-from policy.release import FINISHED, UNLED, Intent, Lease, Phase, Release, RolloutRecord
+from policy.release import FINISHED, UNLED, Intent, Phase, Release, RolloutRecord
 from policy.samples import Counters, Sample
 
 log = logging.getLogger("dafnck")
 
-LEASE_SECONDS = 15.0
-RENEW_SECONDS = LEASE_SECONDS / 3
-WATCH_SECONDS = RENEW_SECONDS * 1.3  # of a lease that looks lapsed: a renewal must fall into it
-WRITE_SECONDS = 10.0  # so long another process may keep SQLite from being written to
-BRIEF_SECONDS = 1.0  # where looking at the release, or traffic that goes back, would have to wait
-SILENT_SECONDS = 5  # of a server: no lease lapses while its holder waits for one answer
-TAKEN_OVER = "the lease of this rollout lapsed and was taken over; not acting"
 
-
-class Ledger:
-    def __init__(
-        self,
-        url: str,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        """`url`: an SQLAlchemy URL, or the path of an SQLite file."""
-        if "://" not in url:
-            Path(url).parent.mkdir(parents=True, exist_ok=True)
-            url = f"sqlite:///{url}"
-        self.url = url
-        self.clock, self.monotonic, self.sleep = clock, monotonic, sleep
-        sqlite = url.startswith("sqlite")
-        connect = {"timeout": WRITE_SECONDS} if sqlite else _patience(sa.make_url(url))
-        # What is written may hold secrets: contents of configuration files, environments.
-        self._engine = sa.create_engine(
-            url, pool_pre_ping=not sqlite, hide_parameters=True, connect_args=connect
-        )
-        if sqlite:
-            sa.event.listen(self._engine, "connect", _sqlite_settings)
-        # Other processes may be making the same tables at the same moment.
-        again = Retrying(
-            retry=retry_if_exception_type(DBAPIError),
-            wait=wait_random(0, 0.2),
-            stop=stop_after_attempt(10) | stop_after_delay(SILENT_SECONDS),
-            reraise=True,
-        )
-        with self._answering():
-            again(_have_tables, self._engine)
-
-    def close(self) -> None:
-        self._engine.dispose()
-
-    @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
-        with self._answering(), self._engine.begin() as db:
-            yield db
-
-    @contextmanager
-    def _writing_briefly(self) -> Iterator[sa.Connection]:
-        """For what is good to have: a ledger that another process locks is not waited for."""
-        with self._writing() as db:
-            if db.dialect.name != "sqlite":
-                yield db
-                return
-            db.exec_driver_sql(f"PRAGMA busy_timeout = {BRIEF_SECONDS * 1000:.0f}")
-            try:
-                yield db
-            finally:
-                db.exec_driver_sql(f"PRAGMA busy_timeout = {WRITE_SECONDS * 1000:.0f}")
-
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        with self._answering(), self._engine.connect() as db:
-            yield db
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except IntegrityError:
-            raise  # an answer, not a failure
-        except SQLAlchemyError as error:
-            where = self._engine.url.render_as_string(hide_password=True)
-            why = getattr(error, "orig", None) or error
-            raise Unreachable(
-                f"the ledger {where} cannot be used ({why}); what serves serves. Look at "
-                "its disk and its server, then: dafnck status"
-            ) from error
-
-    # -- leases ------------------------------------------------------------------------------
-
-    def take_lease(
-        self,
-        service: str,
-        environment: str,
-        who: str,
-        seconds: float = LEASE_SECONDS,
-        *,
-        over: Lease | None = None,
-    ) -> str:
-        """-> token. Raises Refused while somebody else holds it.
-
-        A lease whose holder died on this machine is taken over at once. One that looks lapsed is
-        watched first, for longer than its holder needs to renew it: clocks jump, and no jump may
-        take a lease from a process that renews it. `over`: the caller has watched this one itself;
-        it is taken over unless it was renewed since."""
-        watched = over
-        while True:
-            if token := self._insert_lease(service, environment, who, seconds, over):
-                return token
-            held = self.lease_row(service, environment)
-            if held is None:
-                if watched is not None:
-                    raise Refused(f"{watched.holder} has given its lease back meanwhile")
-                over = None  # what we found dead is gone: there is nothing to take over
-            elif held != over and (holder_died(held) or self._lapsed(held)):
-                over = held
-            else:
-                since = time.strftime("%H:%M:%S", time.localtime(held.taken_at))
-                raise Refused(
-                    f"{service} in {environment} is being changed by {held.holder} since {since}; "
-                    "nothing was touched. Wait for it, or end it: "
-                    f"dafnck abort {service} --env {environment}"
-                )
-
-    def _insert_lease(
-        self, service: str, environment: str, who: str, seconds: float, over: Lease | None
-    ) -> str | None:
-        """-> token; None while there is another lease than `over`, or no longer that one."""
-        now, token, me = self.clock(), uuid4().hex, own()
-        try:
-            with self._writing() as db:
-                if over is not None and db.execute(_same(leases.delete(), over)).rowcount != 1:
-                    return None
-                db.execute(
-                    leases.insert().values(
-                        service=service,
-                        environment=environment,
-                        token=token,
-                        holder=f"{who} ({_whereabouts()})",
-                        rollout_id=0,
-                        taken_at=now,
-                        expires_at=now + seconds,
-                        renewals=0,
-                        machine=machine(),
-                        pid=me.pid,
-                        pid_started=me.started,
-                    )
-                )
-        except IntegrityError:
-            return None
-        return token
-
-    def _lapsed(self, held: Lease) -> bool:
-        """Does it look lapsed, and is it not renewed while we watch? One that expires later than
-        any lease may was taken before the clock was set back: it must not live for ever."""
-        if 0 < held.expires_at - self.clock() <= LEASE_SECONDS + 1:
-            return False
-        give_up = self.monotonic() + WATCH_SECONDS
-        while self.monotonic() < give_up:
-            self.sleep(0.2)
-            if self.lease_row(held.service, held.environment) != held:
-                return False
-        return True
-
-    def renew_lease(self, token: str, seconds: float = LEASE_SECONDS) -> None:
-        """Raises LeaseLost when somebody else has it by now."""
-        with self._writing() as db:
-            done = db.execute(
-                leases.update()
-                .where(leases.c.token == token)
-                .values(
-                    expires_at=self.clock() + seconds,
-                    renewals=sa.func.coalesce(leases.c.renewals, 0) + 1,
-                )
-            )
-        if done.rowcount != 1:
-            raise LeaseLost(TAKEN_OVER)
-
-    def check_lease(self, token: str) -> None:
-        """Raises LeaseLost when somebody else has it by now."""
-        with self._reading() as db:
-            if db.execute(sa.select(leases.c.token).where(leases.c.token == token)).first() is None:
-                raise LeaseLost(TAKEN_OVER)
-
-    def free_lease(self, token: str) -> None:
-        with self._writing() as db:
-            db.execute(leases.delete().where(leases.c.token == token))
-
-    def remove_lease(self, lapsed: Lease) -> None:
-        """For whoever knows that nobody holds it; it stays when it was renewed since."""
-        with self._writing() as db:
-            db.execute(_same(leases.delete(), lapsed))
-
-    def lease(self, service: str, environment: str) -> Lease | None:
-        """Who holds it now; None when nobody does, its holder died or it looks lapsed."""
-        row = self.lease_row(service, environment)
-        if row is None or row.expires_at <= self.clock() or holder_died(row):
-            return None
-        return row
-
-    def leads(self, rollout: RolloutRecord) -> bool:
-        """Does somebody hold the lease for this rollout? Until it is free, others are refused."""
-        lease = self.lease(rollout.service, rollout.environment)
-        return lease is not None and lease.rollout_id == rollout.id
-
-    def lease_row(self, service: str, environment: str) -> Lease | None:
-        """As it is written down, whether or not anybody holds it."""
-        found = self._leases(leases.c.service == service, leases.c.environment == environment)
-        return found[0] if found else None
-
-    def leases(self) -> list[Lease]:
-        """As they are written down, whether or not anybody holds them."""
-        return self._leases()
-
-    def _leases(self, *where: sa.ColumnElement[bool]) -> list[Lease]:
-        with self._reading() as db:
-            return [Lease(**row) for row in db.execute(leases.select().where(*where)).mappings()]
-
+class Ledger(Leases):
     # -- rollouts ----------------------------------------------------------------------------
 
     def open_rollout(
@@ -289,7 +58,7 @@ class Ledger:
                     phase=Phase.BUILDING.value,
                     reason="",
                     flow_run_id=flow_run_id,
-                    leader=_whereabouts(),
+                    leader=whereabouts(),
                     started_at=self.clock(),
                     **told,
                 )
@@ -415,7 +184,7 @@ class Ledger:
             unsafe_by=None,
             left_run=sa.case((untold, rollouts.c.flow_run_id), else_=rollouts.c.left_run),
             flow_run_id=flow_run_id,
-            leader=_whereabouts(),
+            leader=whereabouts(),
             taken_over=None,
             closed_at=None,
         )
@@ -707,40 +476,6 @@ class Ledger:
         return past[-most:]
 
 
-def holder_died(lease: Lease) -> bool:
-    """Is it known that nobody renews this lease? Only of a process of this machine it can be."""
-    if lease.pid is None or lease.pid_started is None or lease.machine != machine():
-        return False
-    return not Process(lease.pid, lease.pid_started).alive()
-
-
-def _whereabouts() -> str:
-    return f"pid {os.getpid()} on {socket.gethostname()}"
-
-
-def _same(statement: Any, lease: Lease) -> Any:
-    """Of this lease, unless it was renewed or changed hands since it was read."""
-    return statement.where(
-        leases.c.token == lease.token,
-        leases.c.renewals.is_not_distinct_from(lease.renewals),
-        leases.c.expires_at == lease.expires_at,
-    )
-
-
-def _have_tables(engine: sa.Engine) -> None:
-    """Make the tables that are missing, and in older ones the nullable columns that are. Whoever
-    comes second fails on what the first one made, and finds it when asked again."""
-    meta.create_all(engine)
-    there = sa.inspect(engine)
-    for table in meta.sorted_tables:
-        known = {column["name"] for column in there.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in known and column.nullable:
-                written = sa.schema.CreateColumn(column).compile(engine)
-                with engine.begin() as db:
-                    db.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {written}"))
-
-
 def _of(service: str | None, environment: str | None) -> list[sa.ColumnElement[bool]]:
     where: list[sa.ColumnElement[bool]] = []
     if service:
@@ -762,23 +497,3 @@ def _unpacked(packed: Mapping[str, Any] | None) -> Counters | None:
         return None
     buckets = {float(bound): count for bound, count in packed["buckets"].items()}
     return Counters(packed["requests"], packed["errors"], buckets)
-
-
-def _patience(url: sa.URL) -> dict[str, Any]:
-    """With a PostgreSQL server that does not answer. What the URL says itself is obeyed."""
-    if url.get_backend_name() != "postgresql":
-        return {}
-    limits = {
-        "connect_timeout": SILENT_SECONDS,
-        "options": f"-c statement_timeout={SILENT_SECONDS * 1000}",
-        "tcp_user_timeout": SILENT_SECONDS * 1000,  # a network that swallows what is sent
-        "keepalives_idle": SILENT_SECONDS,
-        "keepalives_interval": 1,
-        "keepalives_count": SILENT_SECONDS,  # or an answer
-    }
-    return {name: limit for name, limit in limits.items() if name not in url.query}
-
-
-def _sqlite_settings(connection: Any, _record: Any) -> None:
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {setting}")

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from blocks.ledger import LEASE_SECONDS, RENEW_SECONDS, Ledger
+from blocks.ledger import Ledger
+from blocks.ledger_leases import LEASE_SECONDS, RENEW_SECONDS
 from blocks.ports import TrafficRouter, Workloads
 from policy.errors import LeaseLost, Unreachable
 from policy.release import Endpoints, Lease, MatchRules, Release

@@ -14,11 +14,12 @@ from typing import Any
 
 from blocks.custom_metrics import ask
 from blocks.synthetic import SyntheticRequests
-from policy.canary import NOTHING_LEARNED, CanaryJudge, judge_of, learned_from, routing_doubt
+from policy.canary import NOTHING_LEARNED, CanaryJudge, judge_of, learned_from
 from policy.errors import Unreachable
 from policy.judge import CustomMetric, read_requests
 from policy.release import Endpoints, Release, RolloutRecord, Verdict
 from policy.rollout import Action, Seen
+from policy.routing import routing_doubt
 from policy.samples import Counters, Judgement, Sample
 from tasks.put_back import peak_share
 from tasks.site import Site

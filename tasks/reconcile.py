@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from blocks.ledger import LEASE_SECONDS, Ledger, holder_died
+from blocks.ledger import Ledger
+from blocks.ledger_leases import LEASE_SECONDS, holder_died
 from policy.errors import DafnckError, NotAllowed, Refused, Unreachable
 from policy.release import TERMINAL, UNLED, Lease, Phase, RolloutRecord
 from tasks.lease import held_lease

@@ -292,7 +292,7 @@ def test_no_failure_tells_what_was_to_be_written(tmp_path: Path) -> None:
 
 def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes the connection and never answers."""
-    monkeypatch.setattr("blocks.ledger.SILENT_SECONDS", 2)
+    monkeypatch.setattr("blocks.ledger_store.SILENT_SECONDS", 2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -307,7 +307,7 @@ def test_a_statement_that_takes_for_ever_ends(
     postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what the URL says itself is obeyed."""
-    monkeypatch.setattr("blocks.ledger.SILENT_SECONDS", 1)
+    monkeypatch.setattr("blocks.ledger_store.SILENT_SECONDS", 1)
     ledger = Ledger(postgres)
     with pytest.raises(Unreachable, match="timeout"), ledger._reading() as db:
         db.execute(sa.text("SELECT pg_sleep(60)"))

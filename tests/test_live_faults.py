@@ -39,7 +39,8 @@ from test_live_release import (
     who_answers,
 )
 
-from blocks.ledger import LEASE_SECONDS, Ledger
+from blocks.ledger import Ledger
+from blocks.ledger_leases import LEASE_SECONDS
 from blocks.prefect_api import stack_api
 from blocks.stack import Ports, Stack
 from blocks.supervisor import Supervisor

@@ -13,7 +13,6 @@ from policy.canary import (
     SequentialJudge,
     judge_of,
     learned_from,
-    routing_doubt,
 )
 from policy.e_process import (
     BETTER,
@@ -28,6 +27,7 @@ from policy.e_process import (
 )
 from policy.judge import Judge
 from policy.release import Verdict
+from policy.routing import routing_doubt
 from policy.samples import Counters, Judgement, Sample
 
 INF = float("inf")

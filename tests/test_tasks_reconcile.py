@@ -18,7 +18,8 @@ from fakes import FakeNotifier, FakeRouter, a_release, a_site
 from test_tasks_put_back import Killed, fakes, serves_alone, under_way
 
 from blocks.files import HALF, locked, remove_half_written
-from blocks.ledger import LEASE_SECONDS, RENEW_SECONDS, Ledger
+from blocks.ledger import Ledger
+from blocks.ledger_leases import LEASE_SECONDS, RENEW_SECONDS
 from blocks.prefect_api import PrefectApi
 from blocks.processes import Process, end_orphans, marked, own
 from blocks.stack import Ports, Stack
