@@ -1,6 +1,7 @@
 """A local stack of its own for a benchmark, on free ports, gone afterwards."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -69,6 +70,25 @@ class Stage:
 
 
 @contextmanager
+def brought_down_if_we_die(home: Path) -> Iterator[None]:
+    """A stack outlives whoever brought it up. That of a killed benchmark or test must not."""
+    watcher = subprocess.Popen(
+        ["sh", "-c", 'cat; exec "$@"', "-", sys.executable, "-m", "deployments.cli", "down"],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "DAFNCK_HOME": str(home)},
+        stdin=subprocess.PIPE,  # ends with this process, however that ends
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        watcher.terminate()
+        watcher.communicate()
+
+
+@contextmanager
 def stage(folder: Path) -> Iterator[Stage]:
     (folder / "source").mkdir()
     (folder / "source" / "probe.py").write_bytes(PROBE.read_bytes())
@@ -81,13 +101,14 @@ def stage(folder: Path) -> Iterator[Stage]:
         chosen.append(usual)
     ports = Ports(web=chosen[0], router_api=chosen[1], prefect=chosen[2])
     os.environ["DAFNCK_HOME"] = str(home)
-    stack = local_stack.up(home, ports, lambda part: print(f"  {part}", file=sys.stderr))
-    os.environ |= local_stack.prefect_environment(stack)
-    os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
-    from prefect.context import refresh_global_settings_context
+    with brought_down_if_we_die(home):
+        stack = local_stack.up(home, ports, lambda part: print(f"  {part}", file=sys.stderr))
+        os.environ |= local_stack.prefect_environment(stack)
+        os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
+        from prefect.context import refresh_global_settings_context
 
-    refresh_global_settings_context()  # it may have been imported before there was a server
-    try:
-        yield Stage(stack, folder / "source")
-    finally:
-        local_stack.down(stack, lambda part: None)
+        refresh_global_settings_context()  # it may have been imported before there was a server
+        try:
+            yield Stage(stack, folder / "source")
+        finally:
+            local_stack.down(stack, lambda part: None)

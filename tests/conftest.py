@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench.stage import PROBE, probe_file
+from bench.stage import PROBE, brought_down_if_we_die, probe_file
 from blocks.ledger import Ledger
 from blocks.stack import Ports, Stack
 from blocks.supervisor import Supervisor
@@ -44,9 +44,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     )
     old = os.environ.get("DAFNCK_HOME")
     os.environ["DAFNCK_HOME"] = str(home)
-    stack = local_stack.up(home, ports, lambda part: None)
-    yield stack
-    local_stack.down(stack, lambda part: None)
+    with brought_down_if_we_die(home):
+        stack = local_stack.up(home, ports, lambda part: None)
+        yield stack
+        local_stack.down(stack, lambda part: None)
     os.environ.pop("DAFNCK_HOME")
     if old:
         os.environ["DAFNCK_HOME"] = old

@@ -39,6 +39,7 @@ from test_live_release import (
     who_answers,
 )
 
+from bench.stage import brought_down_if_we_die
 from blocks.ledger import Ledger
 from blocks.ledger_leases import LEASE_SECONDS
 from blocks.prefect_api import stack_api
@@ -356,11 +357,12 @@ class TestLedgerOnASmallDisk:
         monkeypatch.setenv("DAFNCK_HOME", str(home))
         monkeypatch.setenv("DAFNCK_LEDGER_URL", str(disk / "ledger.db"))
         ports = Ports(web=free_port(), router_api=free_port(), prefect=free_port())
-        stack = local_stack.up(home, ports, lambda part: None)
-        for name, value in local_stack.prefect_environment(stack).items():
-            monkeypatch.setenv(name, value)
-        yield stack
-        local_stack.down(stack, lambda part: None)
+        with brought_down_if_we_die(home):
+            stack = local_stack.up(home, ports, lambda part: None)
+            for name, value in local_stack.prefect_environment(stack).items():
+                monkeypatch.setenv(name, value)
+            yield stack
+            local_stack.down(stack, lambda part: None)
 
     def test_when_it_is_full_traffic_goes_back_and_the_message_says_so(
         self,
