@@ -33,6 +33,8 @@ from tasks.simulate import wilson
 STABLE = 0.005
 HOUR = 3600
 LIMIT = 1.5
+CONFIGURED = "textbook by the configured share"
+TEXTBOOK = ("textbook", CONFIGURED)
 Job = tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]
 
 
@@ -71,6 +73,7 @@ def every_job(trials: int) -> list[Job]:
             name = f"found: {load} rps, {share:.0%}, new release {rate:.0%}, at most 1x"
             given = {"load": load, "share": share, "rate": rate, "limit": 1.0, "trials": trials}
             jobs.append((name, found, given))
+            jobs += [(f"  {name}, {how}", found, given | {"how": how}) for how in TEXTBOOK]
             if (load, share) == (100, 0.1):
                 name = name.replace("1x", "1.5x (the default)")
                 jobs.append((name, found, given | {"limit": LIMIT}))
@@ -130,7 +133,8 @@ def found(
     stable: float = STABLE,
     longest: int = HOUR,
 ) -> dict[str, Any]:
-    seconds = longest if rate < 0.05 or load < 10 or how != "fresh" else 900
+    quick = how in ("fresh", *TEXTBOOK) and rate >= 0.05 and load >= 10
+    seconds = 900 if quick else longest
     at = run(shape, load, share, (rate, stable), limit, 0.01, seconds, trials, how)
     caught = np.sort(at[np.isfinite(at)])
     result = {"found": share_of(len(caught), trials), "within": f"{seconds} s"}
@@ -169,7 +173,8 @@ def run(
 ) -> Array:
     """-> the second at which each trial was rolled back, infinite where it was not. `history`: two
     hours of earlier rollouts of the same shape teach how errors scatter."""
-    seed = [int(load), int(share * 100), int(rates[0] * 1e4), seconds, len(shape), len(how)]
+    kind = len("fresh" if how in TEXTBOOK else how)  # the same traffic for all of these
+    seed = [int(load), int(share * 100), int(rates[0] * 1e4), seconds, len(shape), kind]
     random = np.random.default_rng(seed)
 
     def traffic(count: int, of: tuple[float, float], long: int) -> Any:
@@ -184,6 +189,9 @@ def run(
         )
 
     bursts, index = np.zeros(lanes), np.ones(lanes)
+    if how in TEXTBOOK:
+        configured = share if how == CONFIGURED else None
+        return rivals.textbook(traffic(lanes, rates, seconds), limit, alpha, seconds, configured)
     if how == "history":
         past = Dispersion(lanes)
         before = traffic(lanes, (rates[1], rates[1]), 2 * HOUR)

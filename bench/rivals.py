@@ -1,17 +1,27 @@
 """Models of how other tools decide, by their published defaults, on the same kind of traces.
 
-- Flagger: request-success-rate at least 99 % over each minute of the canary's own requests, weights
-10 to 50 % in steps of 10, rolled back when `threshold` checks have failed (docs.flagger.app,
-"Canary analysis"; threshold 5 as in its examples, 0 when it is not set). - Argo Rollouts: the same
-success condition, five measurements a minute apart at 10 %, failureLimit 0, the default
-(argo-rollouts docs, "Analysis & Progressive Delivery"). - Kayenta: Mann-Whitney on points of a
-minute, confidence 98 %, a metric is High when the lower bound of the shift is over 0.25 of its
-Hodges-Lehmann estimate (kayenta, NetflixACAJudge.scala and MannWhitneyClassifier.scala), judged
-from 50 points on, every 10 minutes."""
+Flagger: request-success-rate at least 99 % over each minute of the canary's own requests, at
+weights of 10 to 50 % in steps of 10, rolled back when `threshold` checks have failed
+(docs.flagger.app, "Canary analysis"; threshold 5 as in its examples, 0 when it is not set).
+
+Argo Rollouts: the same success condition, five measurements a minute apart at 10 %, failureLimit 0,
+the default (argo-rollouts docs, "Analysis & Progressive Delivery").
+
+Kayenta: Mann-Whitney on points of a minute, confidence 98 %, a metric is High when the lower bound
+of the shift is over 0.25 of its Hodges-Lehmann estimate (kayenta, NetflixACAJudge.scala and
+MannWhitneyClassifier.scala), judged from 50 points on, every 10 minutes.
+
+Textbook: the e-process of counts as it is published (Lindon & Malek 2022), the same alternatives as
+ours, without what ours adds to it; by the share of the requests that arrived, or by the share that
+was configured, which is quicker and convicts a good release when the router errs.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from policy.e_process import Array
+from policy.e_process import WORSE, Array, Tick, log_mean_exp, ratio_factors
 
 SUCCESS = 0.99
 
@@ -70,3 +80,28 @@ def wandering_points(
         value = 0.5 * value + np.sqrt(0.75) * random.normal(size=value.shape)
         points[:, minute] = 10 + value
     return points[0], points[1]
+
+
+def textbook(
+    ticks: Callable[[int], Tick | None],
+    limit: float,
+    alpha: float,
+    seconds: int,
+    configured: float | None = None,
+) -> Array:
+    """-> the second at which each lane was rolled back, infinite where it was not."""
+    log_e, at = np.zeros(1), np.zeros(0)
+    for second in range(seconds):
+        tick = ticks(second)
+        if tick is None:
+            break
+        if not at.size:
+            at = np.full(len(tick.new), np.inf)
+            log_e = np.zeros((len(at), len(WORSE)))
+        if configured is not None:
+            new, stable = np.full(len(at), configured), np.full(len(at), 1 - configured)
+            tick = replace(tick, new=new, stable=stable)
+        log_e += ratio_factors(tick, np.full(len(at), limit), WORSE)
+        over = log_mean_exp(log_e, axis=1) >= -np.log(alpha)
+        at = np.where(over & np.isinf(at), second + 1, at)
+    return at

@@ -30,6 +30,7 @@ from policy.e_process import (
 NO_LIMIT = np.nan
 COMPARED = 10  # requests to both at least: of one or two nobody can tell whose share they are
 KNOWN = 200  # requests to stable, before its past can stand in for it
+MOST_OF_A_LOOK = 0.75  # of the evidence that convicts, in logs: one look alone never does
 MOST_SCATTER = 8.0  # one bad hour of stable's must not blind the judge for the next
 
 
@@ -171,8 +172,7 @@ class Bets:
     def _bet(self, counts: Array, alone: bool) -> None:
         tick, calm = Tick(*counts), 1 / self._index()[:, None]
         if not self.terms.burst_seconds:
-            # One look alone never convicts, whatever was in it.
-            most = 0.75 * np.log(1 / self.terms.alpha)
+            most = MOST_OF_A_LOOK * np.log(1 / self.terms.alpha)
             self._against.add(np.minimum(self._factors(tick, WORSE, alone) * calm, most))
         by_limit = self._factors(tick, BETTER, alone, for_it=True) * calm
         shown = np.stack([by_limit, self._enough_factors(tick) * calm])
