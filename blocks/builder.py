@@ -13,30 +13,25 @@ import os
 import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-from blocks.files import locked, locked_if_free, write_atomically
-from blocks.processes import marked
-from policy.errors import BadInput, DafnckError
+from blocks.files import locked, locked_if_free, scratch, write_atomically
+from blocks.steps import BuildFailed, Steps
+from policy.errors import BadInput
 from policy.service_file import Build
 
 LEFT_OUT = {".git", ".hg", ".svn", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache"}
-PRIVATE = ("PREFECT_", "DAFNCK_")  # our own settings, passwords among them
-
-
-class BuildFailed(DafnckError):
-    exit_code = 1
 
 
 class Builder:
     def __init__(self, artifacts: Path) -> None:
         self._artifacts = artifacts
+        self.scratch = artifacts / "scratch"  # for what lives no longer than its use
 
     def build(self, build: Build, folder: Path) -> tuple[str, bool]:
         """-> (digest, was it there already). `folder` is the service file's place."""
@@ -56,7 +51,7 @@ class Builder:
             started = time.time()
             log = self._artifacts / f"{digest}.log"
             with log.open("w") as output:
-                self._fill(build, source, files, target, _Steps(output, log, build.within))
+                self._fill(build, source, files, target, Steps(output, log, build.within))
             content = {
                 "digest": digest,
                 "built_at": started,
@@ -67,6 +62,24 @@ class Builder:
             }
             write_atomically(target / "artifact.json", json.dumps(content, indent=1))
         return digest, False
+
+    def folder(self, digest: str) -> Path:
+        """Where an artifact lies; nothing may write there."""
+        return self._artifacts / digest
+
+    def size_bytes(self, digest: str) -> int:
+        """Of all files of an artifact."""
+        return sum(
+            path.lstat().st_size for path in self.folder(digest).rglob("*") if not path.is_dir()
+        )
+
+    @contextmanager
+    def source_of(self, build: Build, folder: Path) -> Iterator[Path]:
+        """A copy of what is built from, for as long as the body."""
+        source = (folder / build.source).resolve()
+        with scratch(self.scratch, "source") as copy:
+            _copy(source, list(_source_files(source)), copy)
+            yield copy
 
     def remove_unused(self, in_use: set[str], *, idle_seconds: float = 3600.0) -> list[str]:
         """Remove what no release needs and nobody asked for of late: an artifact that was built a
@@ -89,7 +102,7 @@ class Builder:
         removed = []
         for folder in sorted(self._artifacts.glob("*/")):
             marker = folder / "artifact.json"
-            if folder.name == "locks" or marker.exists():
+            if folder.name in ("locks", "scratch") or marker.exists():
                 continue
             with locked_if_free(self._artifacts / "locks" / f"{folder.name}.lock") as free:
                 if free and not marker.exists():
@@ -98,7 +111,7 @@ class Builder:
         return removed
 
     def _fill(
-        self, build: Build, source: Path, files: list[Path], target: Path, steps: "_Steps"
+        self, build: Build, source: Path, files: list[Path], target: Path, steps: "Steps"
     ) -> None:
         if build.command is not None:
             work = target / "work"
@@ -130,54 +143,6 @@ class Builder:
         if build.python.project:
             install.append(str((source / build.python.project).resolve()))
         steps.run(install, source)
-
-
-class _Steps:
-    """Commands with one time limit together and one log."""
-
-    def __init__(self, output: IO[str], log: Path, within_seconds: float) -> None:
-        self._output = output
-        self._log = log
-        self._within = within_seconds
-        self._deadline = time.monotonic() + within_seconds
-
-    def run(self, argv: list[str], cwd: Path) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)}
-        environment["PYC_INVALIDATION_MODE"] = "UNCHECKED_HASH"
-        environment["NO_COLOR"] = "1"
-        try:
-            process = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env=marked(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise BuildFailed(f"build: cannot run {argv[0]}: {error.strerror}") from error
-        try:
-            code = process.wait(timeout=max(0.1, self._deadline - time.monotonic()))
-        except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise BuildFailed(
-                    f"the build did not end within {self._within:g}s (build: within); nothing was "
-                    f"released\n{self._last_lines()}"
-                ) from None
-            raise
-        if code != 0:
-            raise BuildFailed(
-                f"the build failed: {Path(argv[0]).name} ended with {code}; nothing was released, "
-                f"what served still serves\n{self._last_lines()}\nwhole log: {self._log}"
-            )
-
-    def _last_lines(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()
-        useful = [line for line in lines if line.strip()]
-        return "\n".join(f"  | {line}" for line in useful[-15:])
 
 
 def _check_inside(build: Build, source: Path, files: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,11 +20,7 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """Write beside the target and rename over it. A crash leaves the old content, and a file that
     `remove_half_written` knows for a dead process's."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    me = own()
-    writer = f"{me.pid}-{me.started}"
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=f".{writer}{HALF}"
-    )
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_mark())
     try:
         with os.fdopen(handle, "w") as file:
             os.fchmod(handle, mode)
@@ -36,13 +33,30 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
         raise
 
 
+@contextmanager
+def scratch(place: Path, name: str) -> Iterator[Path]:
+    """A folder in `place` that is gone after the body; what a crash leaves is known for a dead
+    process's as well."""
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place, prefix=f".{name}.", suffix=_mark()) as folder:
+        yield Path(folder)
+
+
+def _mark() -> str:
+    me = own()
+    return f".{me.pid}-{me.started}{HALF}"
+
+
 def remove_half_written(folder: Path) -> None:
     """Remove what dead processes were writing in this folder and in those within it."""
     for pattern in (f".*{HALF}", f"*/.*{HALF}"):
         for path in folder.glob(pattern):
             pid, _, started = path.name.removesuffix(HALF).rpartition(".")[2].partition("-")
             if pid.isdigit() and not Process(int(pid), started).alive():
-                path.unlink(missing_ok=True)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 @contextmanager

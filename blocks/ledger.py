@@ -13,7 +13,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from blocks.ledger_leases import TAKEN_OVER, Leases, whereabouts
-from blocks.ledger_tables import decisions, intents, leases, releases, rollouts, samples, stables
+from blocks.ledger_tables import (
+    decisions,
+    evidence,
+    intents,
+    leases,
+    releases,
+    rollouts,
+    samples,
+    stables,
+)
 from policy.errors import LeaseLost, Refused, Unreachable
 from policy.release import FINISHED, UNLED, Intent, Phase, Release, RolloutRecord
 from policy.samples import Counters, Sample
@@ -412,6 +421,27 @@ class Ledger(Leases):
         query = intents.select().where(intents.c.rollout_id == rollout_id).order_by(intents.c.id)
         with self._reading() as db:
             return [Intent(**row) for row in db.execute(query).mappings()]
+
+    def add_evidence(self, rollout_id: int, content: Mapping[str, Any]) -> None:
+        """What tests, scans and gates said; a second time replaces the first."""
+        with self._writing() as db:
+            db.execute(evidence.delete().where(evidence.c.rollout_id == rollout_id))
+            db.execute(evidence.insert().values(rollout_id=rollout_id, content=dict(content)))
+
+    def evidence(self, rollout_id: int) -> dict[str, Any] | None:
+        query = sa.select(evidence.c.content).where(evidence.c.rollout_id == rollout_id)
+        with self._reading() as db:
+            return db.execute(query).scalar()
+
+    def evidence_of_release(self, release_id: str) -> dict[str, Any] | None:
+        """Of the rollout that released it first."""
+        query = (
+            sa.select(evidence.c.content)
+            .join(rollouts, rollouts.c.id == evidence.c.rollout_id)
+            .where(rollouts.c.release_id == release_id, rollouts.c.kind == "release")
+        )
+        with self._reading() as db:
+            return db.execute(query).scalar()
 
     def decide(
         self, rollout_id: int, action: str, share: int, verdict: str | None, reason: str

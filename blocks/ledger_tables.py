@@ -84,6 +84,12 @@ samples = sa.Table(
     sa.Column("stable", sa.JSON),
     sa.Column("values", sa.JSON(none_as_null=True)),  # custom metrics
 )
+evidence = sa.Table(  # what tests, scans and gates said of an artifact before it was released
+    "evidence",
+    meta,
+    sa.Column("rollout_id", sa.ForeignKey("rollouts.id"), primary_key=True),
+    sa.Column("content", sa.JSON, nullable=False),
+)
 stables = sa.Table(
     "stables",
     meta,

@@ -36,6 +36,15 @@ class Stack(BaseModel):
         return self.home / "artifacts"
 
     @property
+    def evidence(self) -> Path:
+        return self.home / "evidence"
+
+    @property
+    def scan_cache(self) -> Path:
+        """Where Trivy's database lies."""
+        return self.home / "trivy"
+
+    @property
     def releases(self) -> Path:
         return self.home / "releases"
 

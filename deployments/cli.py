@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments import notify_commands
+from deployments import gate_commands, notify_commands
 
 app = typer.Typer(
     name="dafnck",
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 app.add_typer(notify_commands.app, name="notify")
+app.add_typer(gate_commands.scan_db, name="scan-db")
 
 File = Annotated[Path, typer.Argument(help="the service file")]
 Env = Annotated[str | None, typer.Option("--env", help="environment of the service file")]
@@ -362,6 +363,21 @@ def report(
         raise Refused(f"the ledger knows no such rollout of {service} in {env}")
     site = local_site(stack, ledger, service, env)
     print(write_report(site, rollout_id or ids[0]))
+
+
+@app.command()
+def gate(
+    service: Service,
+    env: Env = None,
+    rollout_id: Annotated[
+        int | None, typer.Option("--rollout", help="default: the last that has any")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what each gate measured, what it asks and why it is open or closed; 1 when one blocks."""
+    _, ledger, env = _known(service, env)
+    opened = gate_commands.gate(ledger, service, env, rollout_id, as_json=as_json)
+    raise typer.Exit(0 if opened else 1)
 
 
 @app.command()

@@ -14,9 +14,20 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from policy.findings import Waiver
 from policy.freeze_window import FreezeWindow
+from policy.gates import (
+    BenchmarksGate,
+    CoverageGate,
+    FindingsGate,
+    Gates,
+    LicensesGate,
+    SizeGate,
+    TestsGate,
+)
 from policy.judge import CustomMetric, Judge, Synthetic
 from policy.notice import Notify
+from policy.pipeline import Scans, Suite, Tool
 from policy.quantities import in_words
 from policy.service_file import (
     Build,
@@ -41,6 +52,17 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("run.health", Health),
     ("run.limits", Limits),
     ("route", Route),
+    ("tests[]", Suite),
+    ("scan", Scans),
+    ("scan.tools[]", Tool),
+    ("waivers[] of the file that scan.waivers names", Waiver),
+    ("gates", Gates),
+    ("gates.tests", TestsGate),
+    ("gates.findings, gates.secrets", FindingsGate),
+    ("gates.licenses", LicensesGate),
+    ("gates.coverage", CoverageGate),
+    ("gates.benchmarks", BenchmarksGate),
+    ("gates.size", SizeGate),
     ("rollout", Rollout),
     ("rollout.judge", Judge),
     ("rollout.judge.metrics[]", CustomMetric),

@@ -1,4 +1,4 @@
-"""Releases a service: build, start, preview, roll out, promote; or everything back as it was."""
+"""Releases a service: build, prove, start, preview, roll out, promote; or all is as it was."""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from blocks.ledger import Ledger
 from blocks.stack import open_stack
 from flows import hooks
 from flows.carry_out import carry_out, whole_or_nothing
+from flows.prove import prove
 from policy.errors import DafnckError
 from policy.notice import Event
 from policy.release import Phase, RolloutRecord
@@ -108,6 +109,7 @@ def _release(
         publisher.rollout_id = rollout.id
         with whole_or_nothing(site, rollout) as progress:
             digest = build_artifact(site, rollout.id, wanted, file.parent)
+            prove(site, rollout, wanted, file, digest, publisher)
             new = write_release(site, rollout.id, wanted, file, digest, version)
             site.ledger.set_phase(rollout.id, Phase.STARTING)
             stable = rollout.stable_id and site.ledger.release(rollout.stable_id)

@@ -21,9 +21,11 @@ from pydantic import (
 
 from policy.freeze import read_time_zone
 from policy.freeze_window import FreezeText
+from policy.gates import Gates
 from policy.judge import Judge
 from policy.notice import Notify
 from policy.part import Command, Part, in_arguments
+from policy.pipeline import Scans, Suite
 from policy.quantities import Bytes, Percent, Seconds, in_words
 
 DEFAULT_ENVIRONMENT = "local"
@@ -331,6 +333,9 @@ class Override(Part):
     build: Mapping[str, Any] | None = None
     run: Mapping[str, Any] | None = None
     route: Mapping[str, Any] | None = None
+    tests: list[Any] | None = None
+    scan: Mapping[str, Any] | None = None
+    gates: Mapping[str, Any] | None = None
     rollout: Mapping[str, Any] | None = None
     notify: Mapping[str, Any] | None = None
 
@@ -344,6 +349,13 @@ class ServiceFile(Part):
     build: Build = Field(description="how the artifact is built")
     run: Run = Field(description="how a replica runs")
     route: Route = Field(default_factory=Route, description="where requests come in")
+    tests: list[Suite] = Field(
+        default_factory=list, description="what is run on the artifact before it is released"
+    )
+    scan: Scans | None = Field(None, description="what looks for danger in it; default: nothing")
+    gates: Gates = Field(
+        default_factory=Gates, description="what it must show, before it is released"
+    )
     rollout: Rollout = Field(default_factory=Rollout, description="how a release takes over")
     migration: Literal["expand", "contract"] | None = Field(
         None,
@@ -354,6 +366,19 @@ class ServiceFile(Part):
     environments: dict[EnvironmentName, Override] = Field(
         default_factory=dict, description="what is different where"
     )
+
+    @property
+    def proof_is_asked_for(self) -> bool:
+        return bool(self.tests or self.scan or self.gates != Gates())
+
+    @field_validator("tests")
+    @classmethod
+    def _different_names(cls, suites: list[Suite]) -> list[Suite]:
+        names = [suite.name for suite in suites]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two suites have the name {name}")
+        return suites
 
     @field_validator("version", mode="before")
     @classmethod
@@ -400,6 +425,8 @@ def json_schema() -> dict[str, Any]:
         "build": Build,
         "run": Run,
         "route": Route,
+        "scan": Scans,
+        "gates": Gates,
         "rollout": Rollout,
         "notify": Notify,
     }

@@ -9,9 +9,20 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from policy.errors import BadInput
+from policy.findings import Waiver
 from policy.freeze_window import FreezeWindow
+from policy.gates import (
+    BenchmarksGate,
+    CoverageGate,
+    FindingsGate,
+    Gates,
+    LicensesGate,
+    SizeGate,
+)
 from policy.judge import CustomMetric, Judge, Synthetic, read_requests
 from policy.notice import Notify
+from policy.part import Part
+from policy.pipeline import Scans, Suite, Tool
 from policy.service_file import (
     Build,
     Cohort,
@@ -35,6 +46,17 @@ PARTS: dict[str, type[BaseModel]] = {
     "health": Health,
     "limits": Limits,
     "route": Route,
+    "tests": Suite,
+    "scan": Scans,
+    "tools": Tool,
+    "gates": Gates,
+    "findings": FindingsGate,
+    "secrets": FindingsGate,
+    "licenses": LicensesGate,
+    "coverage": CoverageGate,
+    "benchmarks": BenchmarksGate,
+    "size": SizeGate,
+    "waivers": Waiver,
     "rollout": Rollout,
     "judge": Judge,
     "metrics": CustomMetric,
@@ -86,6 +108,7 @@ def configuration(service: ServiceFile, environment: str, file: Path) -> dict[st
     if python and python.requirements and not (source / python.requirements).is_file():
         key = ("build", "python", "requirements")
         raise mistake_at(file, environment, key, f"there is no file {source / python.requirements}")
+    read_waivers(service, environment, file)
     judge = service.rollout.judge
     if judge and judge.synthetic:
         named = ("rollout", "judge", "synthetic", "file")
@@ -109,6 +132,26 @@ def configuration(service: ServiceFile, environment: str, file: Path) -> dict[st
             message = f"over {MAX_BYTES:,} bytes"
             raise mistake_at(file, environment, ("run", "files", target), message)
     return contents
+
+
+class Waivers(Part):
+    """The file of findings that are let through."""
+
+    waivers: list[Waiver]
+
+
+def read_waivers(service: ServiceFile, environment: str, file: Path) -> list[Waiver]:
+    """Raises BadInput with one line, as a service file does."""
+    if service.scan is None or service.scan.waivers is None:
+        return []
+    path = file.parent / service.scan.waivers
+    if not path.is_file():
+        raise mistake_at(file, environment, ("scan", "waivers"), f"there is no file {path}")
+    document = _load(path)
+    try:
+        return Waivers.model_validate(_plain(document)).waivers
+    except ValidationError as error:
+        raise BadInput(_explain(error, document, path, environment)) from None
 
 
 def mistake_at(file: Path, environment: str, key: Path_, message: str) -> BadInput:

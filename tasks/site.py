@@ -11,6 +11,7 @@ from blocks.notifications import Notifications
 from blocks.platforms import Platform, local_platform
 from blocks.ports import Notifier
 from blocks.stack import Stack, listens
+from blocks.trivy import Trivy
 from policy.service_file import ServiceFile
 from tasks.outbox import Outbox
 from tasks.read import mistake_at
@@ -26,6 +27,8 @@ class Site:
         platform: Platform,
         builder: Builder,
         reports: Path,
+        evidence: Path,
+        trivy: Trivy,
         notifier: Notifier,
         clock: Callable[[], float] = time.time,
         token: str | None = None,
@@ -37,6 +40,8 @@ class Site:
         self.platform = platform
         self.builder = builder
         self.reports = reports
+        self.evidence = evidence  # what tests, scans and gates leave
+        self.trivy = trivy
         self.outbox = Outbox(notifier)
         self.clock = clock
         self.token = token  # of the lease under which it is acted on
@@ -60,6 +65,8 @@ def local_site(stack: Stack, ledger: Ledger, service: str, environment: str) -> 
         platform=local_platform(stack, service, environment),
         builder=Builder(stack.artifacts),
         reports=stack.reports,
+        evidence=stack.evidence,
+        trivy=Trivy(stack.scan_cache),
         notifier=Notifications(stack),
         folders=(
             stack.dynamic,
@@ -67,6 +74,8 @@ def local_site(stack: Stack, ledger: Ledger, service: str, environment: str) -> 
             stack.releases,
             stack.artifacts,
             stack.reports,
+            stack.evidence,
+            stack.scan_cache,
         ),
     )
 

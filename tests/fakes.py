@@ -7,6 +7,7 @@ from pathlib import Path
 from blocks.builder import Builder
 from blocks.ledger import Ledger
 from blocks.platforms import Platform
+from blocks.trivy import Trivy
 from policy.errors import NotApplied, Refused, Unreachable
 from policy.notice import Notice
 from policy.release import Endpoints, MatchRules, Phase, Release
@@ -179,6 +180,8 @@ def a_site(
         platform=platform,
         builder=Builder(folder / "artifacts"),
         reports=folder / "reports",
+        evidence=folder / "evidence",
+        trivy=Trivy(folder / "trivy"),
         notifier=FakeNotifier(),
         clock=clock,
     )

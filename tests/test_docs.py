@@ -45,7 +45,7 @@ def test_commands_and_make_targets_exist(page: Path) -> None:
     known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
     known |= {group.name for group in app.registered_groups}
     text = page.read_text()
-    named = set(re.findall(r"(?:^|`|\n    )dafnck ([a-z]+)", text))
+    named = set(re.findall(r"(?:^|`|\n    )dafnck ([a-z]+(?:-[a-z]+)*)", text))
     assert named <= known, named - known
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     targets |= {

@@ -1,0 +1,63 @@
+"""The commands of a build, with one time limit together and one log."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import IO
+
+from blocks.processes import marked
+from policy.errors import DafnckError
+
+PRIVATE = ("PREFECT_", "DAFNCK_")  # our own settings, passwords among them
+
+
+class BuildFailed(DafnckError):
+    exit_code = 1
+
+
+class Steps:
+    def __init__(self, output: IO[str], log: Path, within_seconds: float) -> None:
+        self._output = output
+        self._log = log
+        self._within = within_seconds
+        self._deadline = time.monotonic() + within_seconds
+
+    def run(self, argv: list[str], cwd: Path) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)}
+        environment["PYC_INVALIDATION_MODE"] = "UNCHECKED_HASH"
+        environment["NO_COLOR"] = "1"
+        try:
+            process = subprocess.Popen(
+                argv,
+                cwd=cwd,
+                env=marked(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise BuildFailed(f"build: cannot run {argv[0]}: {error.strerror}") from error
+        try:
+            code = process.wait(timeout=max(0.1, self._deadline - time.monotonic()))
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise BuildFailed(
+                    f"the build did not end within {self._within:g}s (build: within); nothing was "
+                    f"released\n{self._last_lines()}"
+                ) from None
+            raise
+        if code != 0:
+            raise BuildFailed(
+                f"the build failed: {Path(argv[0]).name} ended with {code}; nothing was released, "
+                f"what served still serves\n{self._last_lines()}\nwhole log: {self._log}"
+            )
+
+    def _last_lines(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()
+        useful = [line for line in lines if line.strip()]
+        return "\n".join(f"  | {line}" for line in useful[-15:])

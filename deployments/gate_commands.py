@@ -1,0 +1,76 @@
+"""`dafnck gate` and `dafnck scan-db`: what an artifact had to show, and what it is held against."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from policy.errors import BadInput, Refused
+
+scan_db = typer.Typer(no_args_is_help=True, help="The database of vulnerabilities.")
+
+
+@scan_db.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="tar archive with trivy.db and metadata.json")],
+) -> None:
+    """Take over a vulnerability database, for machines without network."""
+    from blocks.stack import open_stack
+    from blocks.trivy import BadDatabase, Trivy
+
+    try:
+        collected = Trivy(open_stack().scan_cache).import_database(file)
+    except BadDatabase as error:
+        raise BadInput(f"{error}; the database is as it was") from None
+    print(f"the database of {time.strftime('%Y-%m-%d', time.gmtime(collected))} is in place")
+
+
+@scan_db.command()
+def show(as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False) -> None:
+    """When the database was collected. Exit code 3 when there is none."""
+    from blocks.stack import open_stack
+    from blocks.trivy import Trivy
+
+    collected = Trivy(open_stack().scan_cache).database_at()
+    if as_json:
+        print(json.dumps({"collected_at": collected}))
+    elif collected is None:
+        print("there is no database; bring one: dafnck scan-db import FILE")
+    else:
+        print(f"collected {time.strftime('%Y-%m-%d %H:%M', time.gmtime(collected))} UTC")
+    raise typer.Exit(0 if collected is not None else 3)
+
+
+def gate(ledger: Any, service: str, env: str, rollout_id: int | None, *, as_json: bool) -> bool:
+    """Print what the gates of a rollout said. -> whether all that block were open."""
+    from tasks.evidence import kept_of
+
+    rollouts = ledger.history(service, env, limit=1000)
+    for rollout in rollouts:
+        if rollout_id in (None, rollout.id) and (kept := kept_of(ledger, rollout.id)):
+            break
+    else:
+        which = f"rollout {rollout_id}" if rollout_id else "any rollout"
+        raise Refused(f"no gates are known of {which} of {service} in {env}")
+    if as_json:
+        content = {
+            "rollout": rollout.id,
+            "version": rollout.version,
+            "gates": [{**asdict(one), "blocks": one.blocks} for one in kept.gates],
+            "evidence": kept.folder,
+        }
+        print(json.dumps(content, indent=1))
+    else:
+        print(f"{service} {rollout.version} in {env} (rollout {rollout.id})")
+        for one in kept.gates:
+            answer = f"{one.status}" if one.level == "block" else f"{one.status}, warns"
+            print(f"  {one.gate:14} {answer:16} {one.number}  (asked: {one.limit})")
+            print(f"  {'':14} {one.reason}")
+        for finding, waiver in kept.evidence.waived.waived:
+            print(f"  waived: {finding.id} of {finding.about}, until {waiver.expires} by ", end="")
+            print(f"{waiver.owner}: {waiver.reason}")
+        print(f"files: {kept.folder}")
+    return not any(one.blocks for one in kept.gates)

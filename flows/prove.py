@@ -1,0 +1,30 @@
+"""Test, scan, gate: an artifact that does not pass is not released."""
+
+from pathlib import Path
+
+from policy.gates import Evidence
+from policy.release import RolloutRecord
+from policy.service_file import ServiceFile
+from tasks.gate import pass_gates
+from tasks.publish import Publisher
+from tasks.scan import scan_artifact
+from tasks.site import Site
+from tasks.test import run_suites
+
+
+def prove(
+    site: Site,
+    rollout: RolloutRecord,
+    wanted: ServiceFile,
+    file: Path,
+    digest: str,
+    publisher: Publisher,
+) -> None:
+    """Raises Refused when a gate is closed, and BadInput for a mistake in the waivers."""
+    if not wanted.proof_is_asked_for:
+        return
+    folder = site.evidence / f"{site.service}-{site.environment}-rollout-{rollout.id}"
+    suites = run_suites(site, rollout.id, wanted.tests, digest, folder)
+    scans, waived = scan_artifact(site, rollout.id, wanted, file, digest)
+    evidence = Evidence(suites, scans, waived, site.builder.size_bytes(digest))
+    pass_gates(site, rollout, wanted.gates, evidence, folder, publisher)

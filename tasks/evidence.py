@@ -1,0 +1,58 @@
+"""What was found out about an artifact before it was released, kept with the release: in the
+ledger, and as files that CI systems read."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from blocks import sarif
+from blocks.check_results import write_junit
+from blocks.files import write_atomically
+from blocks.ledger import Ledger
+from policy.findings import by_priority
+from policy.gates import Evidence, GateResult
+from policy.release import RolloutRecord
+from tasks.site import Site
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the ledger holds of one rollout; `folder`: where the files are."""
+
+    evidence: Evidence
+    gates: list[GateResult]
+    folder: str
+
+
+_kept = TypeAdapter(Kept)
+
+
+def kept_of(ledger: Ledger, rollout_id: int) -> Kept | None:
+    content = ledger.evidence(rollout_id)
+    return _kept.validate_python(content) if content else None
+
+
+def of_what_serves(site: Site, rollout: RolloutRecord) -> Evidence | None:
+    content = rollout.stable_id and site.ledger.evidence_of_release(rollout.stable_id)
+    return _kept.validate_python(content).evidence if content else None
+
+
+def keep(
+    site: Site,
+    rollout: RolloutRecord,
+    evidence: Evidence,
+    results: list[GateResult],
+    folder: Path,
+) -> None:
+    """In the ledger, and as files in the formats that CI systems read."""
+    kept = Kept(replace(evidence, serves=None), results, str(folder))
+    content = json.loads(_kept.dump_json(kept))
+    site.ledger.add_evidence(rollout.id, content)
+    write_atomically(folder / "gates.json", json.dumps(content["gates"], indent=1) + "\n")
+    write_atomically(folder / "gates.xml", write_junit(results))
+    waived = [(finding, waiver.reason) for finding, waiver in evidence.waived.waived]
+    write_atomically(
+        folder / "findings.sarif", sarif.written(by_priority(evidence.waived.open), waived)
+    )

@@ -1,0 +1,51 @@
+"""Runs the team's test suites on what was built."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from blocks.suites import run_suite
+from policy.gates import SuiteResult
+from policy.pipeline import Suite
+from tasks.site import Site
+
+
+@task(cache_policy=NO_CACHE)
+def run_suites(
+    site: Site, rollout_id: int, suites: Sequence[Suite], digest: str, evidence: Path
+) -> tuple[SuiteResult, ...] | None:
+    """-> what each suite ended in, in the order of the file; None when there is none. What fails is
+    judged by the gates: an answer is not asked for twice."""
+    if not suites:
+        return None
+    artifact, over = site.builder.folder(digest), threading.Event()
+
+    def run(suite: Suite) -> SuiteResult:
+        return run_suite(suite, artifact, evidence / "tests", site.builder.scratch, over)
+
+    with site.ledger.act(rollout_id, "test") as said:
+        results: dict[str, SuiteResult] = {}
+        together = [suite for suite in suites if suite.parallel]
+        with ThreadPoolExecutor(max(1, len(together))) as pool:
+            try:
+                for suite, result in zip(together, pool.map(run, together), strict=True):
+                    results[suite.name] = result
+                for suite in suites:
+                    if not suite.parallel:
+                        results[suite.name] = pool.submit(run, suite).result()
+            finally:
+                over.set()  # when the run is cancelled, so is what it runs
+        for suite in suites:
+            said[suite.name] = _in_words(results[suite.name])
+    return tuple(results[suite.name] for suite in suites)
+
+
+def _in_words(result: SuiteResult) -> str:
+    if result.broken:
+        return result.broken.splitlines()[0]
+    flaky = f", {len(result.flaky)} flaky" if result.flaky else ""
+    return f"{result.ran} ran, {len(result.failed)} failed{flaky}"

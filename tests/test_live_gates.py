@@ -1,0 +1,136 @@
+"""Nothing unproven is released: tests, scans and gates in a real release, with a real Trivy."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Dafnck, Released
+from test_blocks_trivy import DATABASE, program  # noqa: F401 - a fixture
+from test_live_release import Service, who_answers
+
+from blocks.ledger import Ledger
+from blocks.stack import Stack
+from policy.release import Phase
+
+pytestmark = pytest.mark.live
+
+TESTS = [
+    {
+        "name": "unit",
+        "command": "python3 -m pytest -q --junitxml={junit} --cov=probe "
+        "--cov-report=xml:{coverage}",
+    }
+]
+
+
+@pytest.fixture
+def trivy(
+    stack: Stack,
+    program: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
+    """Trivy on the PATH, and a fresh database; -> its metadata."""
+    import sys
+
+    folders = [str(Path(program).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+    monkeypatch.setenv("PATH", os.pathsep.join(folders))
+    shutil.copytree(DATABASE, stack.scan_cache / "db", dirs_exist_ok=True)
+    metadata = stack.scan_cache / "db" / "metadata.json"
+    _collected(metadata, time.time())
+    yield metadata
+    shutil.rmtree(stack.scan_cache)
+
+
+def _collected(metadata: Path, at: float) -> None:
+    content = json.loads(metadata.read_text())
+    content["UpdatedAt"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+    metadata.write_text(json.dumps(content))
+
+
+def proven(service: Service, name: str, folder: Path, **parts: Any) -> Path:
+    (folder / "test_probe.py").write_text(
+        "import probe\n\n\ndef test_it():\n    assert probe.app\n"
+    )
+    build = {"command": "cp probe.py test_probe.py {out}"}
+    return service(name, build=build, tests=TESTS, scan={}, **parts)
+
+
+def test_what_passes_is_released_and_what_does_not_is_never_started(
+    stack: Stack,
+    ledger: Ledger,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+    trivy: Path,
+    tmp_path: Path,
+) -> None:
+    gates = {"coverage": {"drop_at_most": "1%"}, "size": {"at_most": "1M"}}
+    first = released(proven(service, "proof", tmp_path, gates=gates), 1)
+    assert first.phase is Phase.PROMOTED, first.reason
+    told = json.loads(dafnck("gate", "proof", "--json").stdout)
+    answers = {gate["gate"]: gate["status"] for gate in told["gates"]}
+    assert answers == {
+        "tests": "pass",
+        "findings": "pass",
+        "secrets": "pass",
+        "coverage drop": "not applicable",
+        "size": "pass",
+    }
+    folder = Path(told["evidence"])
+    for file in ("gates.json", "gates.xml", "findings.sarif", "tests/unit/junit.xml"):
+        assert (folder / file).stat().st_size, file
+
+    file = proven(service, "proof", tmp_path, gates=gates)
+    (tmp_path / "requirements.txt").write_text("jinja2==2.10\n")
+    second = released(file, 2)
+    assert second.phase is Phase.FAILED
+    assert "CVE-2019-10906 jinja2 (high, mended in 2.10.1)" in second.reason
+    assert second.release_id is None
+    assert "start" not in {intent.act for intent in ledger.intents(second.id)}
+    assert who_answers(stack, "proof") == "proof-local-1"
+    assert "CVE-2019-10906" in dafnck("gate", "proof", check=1).stdout
+
+    waivers = tmp_path / "waivers.yaml"
+    waivers.write_text(
+        "waivers:\n- {id: CVE-2019-10906, package: jinja2, reason: templates are our own, "
+        "owner: anna, expires: 2999-12-31}\n"
+    )
+    file = proven(service, "proof", tmp_path, gates=gates)
+    file.write_text(file.read_text().replace("scan: {}", "scan: {waivers: waivers.yaml}"))
+    third = released(file, 3)
+    assert third.phase is Phase.PROMOTED, third.reason
+    assert "waived: CVE-2019-10906 of jinja2" in dafnck("gate", "proof").stdout
+
+
+def test_a_failed_test_and_a_stale_database_are_named(
+    stack: Stack,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+    trivy: Path,
+    tmp_path: Path,
+) -> None:
+    file = proven(service, "stale", tmp_path)
+    (tmp_path / "test_probe.py").write_text("def test_it():\n    assert 1 == 2\n")
+    _collected(trivy, time.time() - 3 * 86400)
+    ended = released(file, 1)
+    assert ended.phase is Phase.FAILED
+    assert "tests: unit: test_probe.test_it" in ended.reason
+    assert "findings: could not scan: trivy: its vulnerability database is 3d old" in ended.reason
+    trivy.unlink()
+    assert "there is no database" in dafnck("scan-db", "show", check=3).stdout
+
+
+def test_a_mistake_in_the_waivers_is_a_mistake_in_the_file(
+    dafnck: Dafnck, service: Service, tmp_path: Path
+) -> None:
+    file = service("waived", scan={"waivers": "waivers.yaml"})
+    assert "there is no file" in dafnck("validate", file, check=2).stderr
+    (tmp_path / "waivers.yaml").write_text("waivers:\n- id: CVE-1\n  package: x\n  owner: me\n")
+    said = dafnck("validate", file, check=2).stderr
+    assert "waivers.yaml:2: waivers.0.reason: is missing" in said
