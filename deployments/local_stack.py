@@ -252,8 +252,11 @@ def _environment(stack: Stack, name: str) -> dict[str, str]:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = environment["PREFECT_API_AUTH_STRING"]
         del environment["PREFECT_API_URL"]
         environment["PREFECT_UI_API_URL"] = stack.prefect_api_url
+        # Many runs that begin at once wait for each other's writes rather than get an error.
+        environment["PREFECT_SERVER_DATABASE_TIMEOUT"] = "30"
     else:
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "1"
+        environment["PREFECT_CLIENT_MAX_RETRIES"] = "10"  # of an SQLite that is busy: 503
         # Prefect's runner keeps a folder of one fixed name there: not shared with other users.
         environment["TMPDIR"] = str(stack.home / "tmp")
     return environment
