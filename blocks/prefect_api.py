@@ -5,10 +5,14 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from blocks.stack import Stack
 from policy.errors import NotAllowed, Refused, Unreachable
+
+
+class _Busy(Unreachable):
+    """It is there, and may answer when it is asked again."""
 
 
 class PrefectApi:
@@ -75,9 +79,9 @@ class PrefectApi:
         self._call("POST", f"/flow_runs/{flow_run_id}/set_state", body)
 
     @retry(
-        retry=retry_if_exception_type(Unreachable),
-        wait=wait_exponential(0.2, max=2),
-        stop=stop_after_delay(15),
+        retry=retry_if_exception_type(_Busy),
+        wait=wait_random_exponential(0.2, max=4),
+        stop=stop_after_delay(30),
         reraise=True,
     )
     def _patiently(self, method: str, path: str, body: Any = None) -> Any:
@@ -87,7 +91,8 @@ class PrefectApi:
         try:
             answer = self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise Unreachable(
+            away = isinstance(error, httpx.ConnectError)
+            raise (Unreachable if away else _Busy)(
                 f"Prefect's API at {self.url} does not answer ({error}); start it: dafnck up"
             ) from None
         if answer.status_code in (401, 403):
@@ -98,7 +103,10 @@ class PrefectApi:
         if answer.status_code == 404:
             raise Refused(f"Prefect's API knows no {path}; dafnck up registers the deployments")
         if answer.is_error:
-            raise Unreachable(f"Prefect's API answers {answer.status_code}: {answer.text[:300]}")
+            busy = answer.status_code == 429 or answer.is_server_error
+            raise (_Busy if busy else Unreachable)(
+                f"Prefect's API answers {answer.status_code}: {answer.text[:300]}"
+            )
         return answer.json() if answer.content else None
 
 

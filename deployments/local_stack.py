@@ -252,11 +252,13 @@ def _environment(stack: Stack, name: str) -> dict[str, str]:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = environment["PREFECT_API_AUTH_STRING"]
         del environment["PREFECT_API_URL"]
         environment["PREFECT_UI_API_URL"] = stack.prefect_api_url
-        # Many runs that begin at once wait for each other's writes rather than get an error.
-        environment["PREFECT_SERVER_DATABASE_TIMEOUT"] = "30"
     else:
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "1"
-        environment["PREFECT_CLIENT_MAX_RETRIES"] = "10"  # of an SQLite that is busy: 503
+        # Of many runs that are submitted at once, Prefect's SQLite answers some with 503, and
+        # those that ask again must not do so at the same moment: a run that got no answer five
+        # times, the default, would be given up as crashed.
+        environment["PREFECT_CLIENT_MAX_RETRIES"] = "8"
+        environment["PREFECT_CLIENT_RETRY_JITTER_FACTOR"] = "0.9"
         # Prefect's runner keeps a folder of one fixed name there: not shared with other users.
         environment["TMPDIR"] = str(stack.home / "tmp")
     return environment
