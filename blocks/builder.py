@@ -31,7 +31,7 @@ LEFT_OUT = {".git", ".hg", ".svn", ".venv", "venv", "__pycache__", ".mypy_cache"
 class Builder:
     def __init__(self, artifacts: Path) -> None:
         self._artifacts = artifacts
-        self.scratch = artifacts / "scratch"  # for what lives no longer than its use
+        self.scratch = artifacts.parent / "scratch"  # for what lives no longer than its use
 
     def build(self, build: Build, folder: Path) -> tuple[str, bool]:
         """-> (digest, was it there already). `folder` is the service file's place."""
@@ -102,7 +102,7 @@ class Builder:
         removed = []
         for folder in sorted(self._artifacts.glob("*/")):
             marker = folder / "artifact.json"
-            if folder.name in ("locks", "scratch") or marker.exists():
+            if folder.name == "locks" or marker.exists():
                 continue
             with locked_if_free(self._artifacts / "locks" / f"{folder.name}.lock") as free:
                 if free and not marker.exists():

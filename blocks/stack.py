@@ -36,6 +36,11 @@ class Stack(BaseModel):
         return self.home / "artifacts"
 
     @property
+    def scratch(self) -> Path:
+        """Beside the artifacts, for what lives no longer than its use."""
+        return self.home / "scratch"
+
+    @property
     def evidence(self) -> Path:
         return self.home / "evidence"
 

@@ -75,6 +75,7 @@ def local_site(stack: Stack, ledger: Ledger, service: str, environment: str) -> 
             stack.artifacts,
             stack.reports,
             stack.evidence,
+            stack.scratch,
             stack.scan_cache,
         ),
     )

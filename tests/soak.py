@@ -47,6 +47,8 @@ from policy.errors import DafnckError
 from policy.release import Phase
 
 WHOLE_SECONDS = 20.0
+# A suite that takes a moment, so that it is killed now and then.
+UNIT = "sleep 0.2; echo '<testsuite><testcase name=\"a\"/></testsuite>' > {junit}"
 COUNTING = 1_000_000
 PRELOADED = ["flows.release", "flows.rollback", "killed_process", "tasks.charts", "jinja2"]
 ALONE = ("worker", "flow and worker")  # kinds that kill what others use
@@ -218,6 +220,7 @@ class Lane:
                 "start": "30s",
                 "health": {"path": "/healthz", "successes": 2},
             },
+            "tests": [{"name": "unit", "command": UNIT}],
             "rollout": canary if kind == "release" else {"strategy": "blue-green", "keep": 2},
         }
         return probe_file(self._folder / f"{self.name}-{kind}.yaml", self.name, parts)
@@ -338,7 +341,8 @@ def _processes(mine: str, stable: str) -> Iterator[str]:
 
 
 def _rubbish(stack: Stack) -> Iterator[str]:
-    for folder in (stack.dynamic, stack.supervisor, stack.releases, stack.artifacts, stack.reports):
+    written = (stack.dynamic, stack.supervisor, stack.releases, stack.artifacts, stack.reports)
+    for folder in (*written, stack.evidence, stack.scratch, stack.scan_cache):
         for path in folder.rglob(f".*{HALF}"):
             pid, _, started = path.name.removesuffix(HALF).rpartition(".")[2].partition("-")
             if not Process(int(pid), started).alive():

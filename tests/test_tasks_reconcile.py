@@ -17,7 +17,7 @@ from conftest import wait_for
 from fakes import FakeNotifier, FakeRouter, a_release, a_site
 from test_tasks_put_back import Killed, fakes, serves_alone, under_way
 
-from blocks.files import HALF, locked, remove_half_written
+from blocks.files import HALF, locked, remove_half_written, scratch
 from blocks.ledger import Ledger
 from blocks.ledger_leases import LEASE_SECONDS, RENEW_SECONDS
 from blocks.prefect_api import PrefectApi
@@ -568,11 +568,18 @@ def test_half_written_files_of_dead_processes_go_and_others_stay(tmp_path: Path)
     within = tmp_path / "release" / f".b.json.x2.1-1{HALF}"
     living = tmp_path / f".c.conf.x3.{me.pid}-{me.started}{HALF}"
     whole = tmp_path / "a.conf"
+    folder = tmp_path / f".unit.x4.1-1{HALF}"
     within.parent.mkdir()
-    for path in (half, within, living, whole):
+    folder.mkdir()
+    for path in (half, within, living, whole, folder / "junit.xml"):
         path.write_text("")
-    remove_half_written(tmp_path)
-    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted([living, whole])
+    with scratch(tmp_path, "unit") as used:
+        (mine := used / "junit.xml").write_text("")
+        remove_half_written(tmp_path)
+        left = {path for path in tmp_path.rglob("*") if path.is_file()}
+        assert left == {living, whole, mine}
+        assert not folder.exists()
+    assert not used.exists()
 
 
 def test_a_lock_that_another_process_does_not_let_go_is_told(tmp_path: Path) -> None:
