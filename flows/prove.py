@@ -5,7 +5,7 @@ from pathlib import Path
 from policy.gates import Evidence
 from policy.release import RolloutRecord
 from policy.service_file import ServiceFile
-from tasks.gate import pass_gates
+from tasks.gate import pass_gates, tell_step
 from tasks.publish import Publisher
 from tasks.scan import scan_artifact
 from tasks.site import Site
@@ -25,6 +25,10 @@ def prove(
         return
     folder = site.evidence / f"{site.service}-{site.environment}-rollout-{rollout.id}"
     suites = run_suites(site, rollout.id, wanted.tests, digest, folder)
+    if suites is not None:
+        tell_step(site, rollout, "Test", "; ".join(map(str, suites)))
     scans, waived = scan_artifact(site, rollout.id, wanted, file, digest)
+    if scans is not None:
+        tell_step(site, rollout, "Scan", "; ".join(map(str, scans)))
     evidence = Evidence(suites, scans, waived, site.builder.size_bytes(digest))
     pass_gates(site, rollout, wanted.gates, evidence, folder, publisher)

@@ -80,6 +80,11 @@ class Scan:
     reason: str = ""  # why it could not scan, and what to do
     database_at: float | None = None  # when its vulnerabilities were collected, epoch seconds
 
+    def __str__(self) -> str:
+        if self.outcome is Outcome.NOT_SCANNED:
+            return f"{self.tool} {self.outcome}: {self.reason}"
+        return f"{self.tool}: {len(self.findings)} findings"
+
 
 def not_scanned(tool: str, reason: str) -> Scan:
     return Scan(tool, Outcome.NOT_SCANNED, reason=reason)

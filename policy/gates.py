@@ -6,29 +6,16 @@ Pure: evidence in, results out. What is missing where a gate asks for it fails i
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
 from policy.findings import Outcome, Scan, Severity, SeverityName, Waived
 from policy.part import Part
-from policy.quantities import Bytes, percent
+from policy.quantities import Bytes, Percentage
 
 Level = Literal["block", "warn"]
-PercentOf = Annotated[
-    float,
-    BeforeValidator(percent),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "minimum": 0, "maximum": 100},
-                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*%$"},
-            ],
-            "description": "a share: 80%, 0.5%",
-        }
-    ),
-]
 FEWEST_ROUNDS = 5  # of a benchmark, in either release: below, no order of them is unlikely enough
 CHANCE = 0.01  # of calling any benchmark of a release slower that is not
 
@@ -55,8 +42,8 @@ class TestsGate(Gate):
 class CoverageGate(Gate):
     """Of the tests, by the Cobertura XML that a suite writes; the highest of them counts."""
 
-    at_least: PercentOf | None = Field(None, description="of the lines")
-    drop_at_most: PercentOf | None = Field(
+    at_least: Percentage | None = Field(None, description="of the lines")
+    drop_at_most: Percentage | None = Field(
         None, description="percentage points below the release that serves"
     )
 
@@ -70,7 +57,7 @@ class CoverageGate(Gate):
 class BenchmarksGate(Gate):
     """Compares the rounds of each benchmark with those of the release that serves."""
 
-    slower_at_most: PercentOf = Field(
+    slower_at_most: Percentage = Field(
         10.0, description="than the release that serves, beyond chance (pytest-benchmark JSON)"
     )
 
@@ -79,7 +66,7 @@ class SizeGate(Gate):
     """Of all files of the artifact."""
 
     at_most: Bytes | None = Field(None, description="of the artifact")
-    growth_at_most: PercentOf | None = Field(None, description="over the release that serves")
+    growth_at_most: Percentage | None = Field(None, description="over the release that serves")
 
     @model_validator(mode="after")
     def _asks_something(self) -> "SizeGate":
@@ -132,6 +119,12 @@ class SuiteResult:
     broken: str = ""  # why it has no result at all: timed out, no report, crashed
     coverage: float | None = None  # percent of the lines
     benchmarks: Mapping[str, Sequence[float]] = field(default_factory=dict)  # seconds of each round
+
+    def __str__(self) -> str:
+        if self.broken:
+            return f"{self.name}: {self.broken.splitlines()[0]}"
+        flaky = f", {len(self.flaky)} flaky" if self.flaky else ""
+        return f"{self.name}: {self.ran} ran, {len(self.failed)} failed{flaky}"
 
 
 @dataclass(frozen=True)

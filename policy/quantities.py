@@ -126,6 +126,19 @@ Percent = Annotated[
         }
     ),
 ]
+Percentage = Annotated[
+    float,
+    BeforeValidator(percent),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": 100},
+                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*%$"},
+            ],
+            "description": "a share: 80%, 0.5%",
+        }
+    ),
+]
 Fraction = Annotated[
     float,
     BeforeValidator(fraction),

@@ -1,5 +1,6 @@
 """Judges an artifact by its evidence, and keeps both with the release."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from policy.errors import Refused
+from policy.errors import Refused, Unreachable
 from policy.gates import Evidence, GateResult, Gates, Status, judge
 from policy.release import RolloutRecord
 from tasks.evidence import keep, of_what_serves
 from tasks.publish import Publisher
 from tasks.retrying import when_unreachable
 from tasks.site import Site
+
+log = logging.getLogger("dafnck")
 
 
 @task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
@@ -33,12 +36,24 @@ def pass_gates(
         for result in results:
             if result.status is Status.FAIL:
                 said[result.gate] = f"{'blocks' if result.blocks else 'warns'}: {result.reason}"
-        if refused := [result for result in results if result.blocks]:
+        refused = [result for result in results if result.blocks]
+        closed = ", ".join(result.gate for result in refused)
+        tell_step(site, rollout, "Gate", f"closed: {closed}" if closed else "nothing is in the way")
+        if refused:
             words = "\n".join(f"{result.gate}: {result.reason}" for result in refused)
             raise Refused(
                 f"not released, {len(refused)} of {len(results)} gates are closed; what served "
                 f"still serves. See dafnck gate {site.service} --env {site.environment}\n{words}"
             )
+
+
+def tell_step(site: Site, rollout: RolloutRecord, step: str, words: str) -> None:
+    """Into the story of the rollout, which people follow; it is no part of the evidence."""
+    log.info("%s: %s", step, words)
+    try:
+        site.ledger.decide(rollout.id, step, 0, None, words)
+    except Unreachable as error:
+        log.warning("a step could not be written to the ledger: %s", error)
 
 
 def _row(result: GateResult) -> dict[str, Any]:

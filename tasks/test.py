@@ -39,13 +39,6 @@ def run_suites(
                         results[suite.name] = pool.submit(run, suite).result()
             finally:
                 over.set()  # when the run is cancelled, so is what it runs
-        for suite in suites:
-            said[suite.name] = _in_words(results[suite.name])
-    return tuple(results[suite.name] for suite in suites)
-
-
-def _in_words(result: SuiteResult) -> str:
-    if result.broken:
-        return result.broken.splitlines()[0]
-    flaky = f", {len(result.flaky)} flaky" if result.flaky else ""
-    return f"{result.ran} ran, {len(result.failed)} failed{flaky}"
+        ended = tuple(results[suite.name] for suite in suites)
+        said["ended"] = "; ".join(map(str, ended))
+    return ended
