@@ -3,12 +3,16 @@
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blocks.files import write_atomically
+from policy.findings import Finding, Waiver, by_priority
 from policy.quantities import in_words
 from policy.release import Intent, Phase, RolloutRecord
 from tasks.site import Site
+
+if TYPE_CHECKING:
+    from tasks.evidence import Kept
 
 log = logging.getLogger("dafnck")
 
@@ -18,6 +22,8 @@ CSS = {Phase.PROMOTED: "promoted", Phase.ROLLED_BACK: "rolled", Phase.FAILED: "f
 def write_report(site: Site, rollout_id: int) -> Path:
     """Write `<reports>/<service>-<environment>-rollout-<id>.html` anew. -> its path."""
     from jinja2 import Environment, FileSystemLoader
+
+    from tasks.evidence import kept_of
 
     ledger = site.ledger
     rollout = ledger.rollout(rollout_id)
@@ -30,6 +36,7 @@ def write_report(site: Site, rollout_id: int) -> Path:
         from tasks.charts import timeline
 
         charts = timeline(samples, decisions, rollout.started_at)
+    proof = kept_of(ledger, rollout_id)
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True
     ).get_template("report.html.j2")
@@ -39,6 +46,8 @@ def write_report(site: Site, rollout_id: int) -> Path:
         rollout=rollout,
         facts=facts,
         charts=charts,
+        proof=proof,
+        findings=_findings(proof) if proof else [],
         new_name=f"new: {rollout.release_id or rollout.version}",
         stable_name=f"stable: {rollout.stable_id or 'none'}",
         decisions=[{**row, "after": _after(rollout, row["at"])} for row in decisions],
@@ -47,6 +56,12 @@ def write_report(site: Site, rollout_id: int) -> Path:
     path = site.reports / f"{site.service}-{site.environment}-rollout-{rollout_id}.html"
     write_atomically(path, page)
     return path
+
+
+def _findings(proof: "Kept") -> list[tuple[Finding, Waiver | None]]:
+    """The worst first, what is waived at the end."""
+    waived = proof.evidence.waived
+    return [*((finding, None) for finding in by_priority(waived.open)), *waived.waived]
 
 
 def report(site: Site, rollout_id: int) -> None:
