@@ -40,10 +40,10 @@ def pass_gates(
         closed = ", ".join(result.gate for result in refused)
         tell_step(site, rollout, "Gate", f"closed: {closed}" if closed else "nothing is in the way")
         if refused:
-            words = "\n".join(f"{result.gate}: {result.reason}" for result in refused)
+            words = "; ".join(f"{result.gate}: {result.reason}" for result in refused)
             raise Refused(
-                f"not released, {len(refused)} of {len(results)} gates are closed; what served "
-                f"still serves. See dafnck gate {site.service} --env {site.environment}\n{words}"
+                f"{len(refused)} of {len(results)} gates are closed: {words}; nothing was started, "
+                f"what served serves. See dafnck gate {site.service} --env {site.environment}"
             )
 
 
