@@ -22,7 +22,7 @@ from pathlib import Path
 
 from blocks.files import locked, locked_if_free, scratch, write_atomically
 from blocks.steps import BuildFailed, Steps
-from policy.errors import BadInput
+from policy.errors import BadInput, Refused
 from policy.service_file import Build
 
 LEFT_OUT = {".git", ".hg", ".svn", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache"}
@@ -67,18 +67,27 @@ class Builder:
         """Where an artifact lies; nothing may write there."""
         return self._artifacts / digest
 
-    def size_bytes(self, digest: str) -> int:
-        """Of all files of an artifact."""
+    def size_bytes(self, digest: str) -> int | None:
+        """Of all files of an artifact; None when it is not whole."""
+        if not (self.folder(digest) / "artifact.json").exists():
+            return None
         return sum(
             path.lstat().st_size for path in self.folder(digest).rglob("*") if not path.is_dir()
         )
 
     @contextmanager
-    def source_of(self, build: Build, folder: Path) -> Iterator[Path]:
-        """A copy of what is built from, for as long as the body."""
+    def source_of(self, build: Build, folder: Path, digest: str) -> Iterator[Path]:
+        """A copy of what this artifact was built from, for as long as the body. Raises Refused when
+        the source is another by now."""
         source = (folder / build.source).resolve()
+        files = list(_source_files(source))
         with scratch(self.scratch, "source") as copy:
-            _copy(source, list(_source_files(source)), copy)
+            _copy(source, files, copy)
+            if _digest(build, copy, files) != digest:
+                raise Refused(
+                    f"the source {source} was changed after it was built; nothing was started. "
+                    "Release again"
+                )
             yield copy
 
     def remove_unused(self, in_use: set[str], *, idle_seconds: float = 3600.0) -> list[str]:

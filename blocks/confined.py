@@ -17,6 +17,7 @@ from blocks.processes import marked
 
 OUTPUT_BYTES = 256 * 2**20  # of any file it writes, its answer among them
 TAIL_BYTES = 4096
+MARK = "DAFNCK_CONFINED"  # names one run, in the environment of all it starts
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
@@ -55,10 +56,11 @@ def confined(
     Raises CannotRun."""
     names = PASSED_ON + (PROXIES if network else ())
     environment = {name: os.environ[name] for name in names if name in os.environ}
-    with scratch(scratch_place, "confined") as here:
-        home = here / "home"
+    with scratch(scratch_place, "c") as here:  # short names: sockets have 108 bytes for theirs
+        home = here / "h"
         home.mkdir()
         environment |= {"HOME": str(home), "TMPDIR": str(home), "NO_COLOR": "1", **(add or {})}
+        environment[MARK] = here.name
         answer, errors = here / "answer", here / "errors"
         with answer.open("wb") as out, errors.open("wb") as err:
             files = out.fileno(), err.fileno()
@@ -85,10 +87,13 @@ def _run(
             stderr=files[1],
             start_new_session=True,
         )
-    except OSError as error:
-        raise CannotRun(f"cannot run {argv[0]}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise CannotRun(f"cannot run {argv[0]}: {words}") from error
     try:
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (OUTPUT_BYTES, OUTPUT_BYTES))
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        most = OUTPUT_BYTES if hard == resource.RLIM_INFINITY else min(OUTPUT_BYTES, hard)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
         give_up = time.monotonic() + within_seconds
         while time.monotonic() < give_up:
             if over is not None and over.is_set():
@@ -98,15 +103,29 @@ def _run(
         return None
     finally:
         _end_group(process)
+        _end_marked(environment[MARK])
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """What it left running too: the group lives as long as one of its processes does."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
+
+
+def _end_marked(mark: str) -> None:
+    """What it started in a session of its own, as daemons do."""
+    wanted = f"{MARK}={mark}".encode()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        with suppress(OSError):
+            handle = os.pidfd_open(int(entry))
+            try:
+                if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            finally:
+                os.close(handle)
 
 
 def _last_words(errors: Path) -> str:

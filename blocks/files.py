@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -38,7 +39,9 @@ def scratch(place: Path, name: str) -> Iterator[Path]:
     """A folder in `place` that is gone after the body; what a crash leaves is known for a dead
     process's as well."""
     place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place, prefix=f".{name}.", suffix=_mark()) as folder:
+    with tempfile.TemporaryDirectory(
+        dir=place, prefix=f".{name}.", suffix=_mark(), ignore_cleanup_errors=True
+    ) as folder:
         yield Path(folder)
 
 
@@ -57,6 +60,19 @@ def remove_half_written(folder: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def read_plain_file(path: Path, most_bytes: int) -> bytes:
+    """Of a file that somebody else left there: a link, a pipe or a device could have us wait for
+    ever or read without end. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("it is no plain file")
+        if found.st_size > most_bytes:
+            raise OSError(f"it is larger than {most_bytes >> 20} MiB")
+        return file.read()
 
 
 @contextmanager

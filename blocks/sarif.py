@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from blocks.files import read_plain_file
 from policy.findings import Finding, Scan, Severity, not_scanned, scanned
 
 MAX_BYTES = 64 * 2**20
@@ -18,6 +20,7 @@ LEVELS = {
     "none": Severity.UNKNOWN,
 }
 # What GitHub's code scanning reads: a score as CVSS has them, of a rule.
+NO_FINDING = ("pass", "notApplicable", "informational")
 SCORES = ((9.0, Severity.CRITICAL), (7.0, Severity.HIGH), (4.0, Severity.MEDIUM))
 
 
@@ -58,9 +61,18 @@ class _Location(_Part):
     physical_location: _Place = Field(default_factory=_Place)
 
 
+class _ComponentRef(_Part):
+    index: int | None = None
+
+
 class _RuleRef(_Part):
     id: str | None = None
     index: int | None = None
+    tool_component: _ComponentRef = Field(default_factory=_ComponentRef)
+
+
+class _Suppression(_Part):
+    status: str = "accepted"
 
 
 class _Result(_Part):
@@ -71,7 +83,7 @@ class _Result(_Part):
     kind: str = "fail"
     message: _Text = Field(default_factory=_Text)
     locations: list[_Location] = []
-    suppressions: list[dict[str, Any]] | None = None
+    suppressions: list[_Suppression] | None = None
 
 
 class _Driver(_Part):
@@ -81,6 +93,7 @@ class _Driver(_Part):
 
 class _Tool(_Part):
     driver: _Driver
+    extensions: list[_Driver] = []
 
 
 class _Invocation(_Part):
@@ -99,14 +112,15 @@ class _Log(_Part):
     runs: list[_Run]
 
 
-def read(path: Path, tool: str) -> Scan:
-    """What the tool wrote there. No file, or one that is no SARIF: it could not scan."""
+def read(path: Path, tool: str, source: Path | None = None) -> Scan:
+    """What the tool wrote there. No file, or one that is no SARIF: it could not scan. Files are
+    named as from `source`, where it ran."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return not_scanned(tool, f"its answer is larger than {MAX_BYTES >> 20} MiB")
-        log = _Log.model_validate_json(path.read_bytes())
+        log = _Log.model_validate_json(read_plain_file(path, MAX_BYTES))
     except FileNotFoundError:
         return not_scanned(tool, "it wrote no SARIF file where {sarif} says")
+    except OSError as error:
+        return not_scanned(tool, f"its answer cannot be read: {error}")
     except ValidationError as error:
         what = error.errors()[0]
         where = ".".join(map(str, what["loc"])) or "JSON"
@@ -122,31 +136,55 @@ def read(path: Path, tool: str) -> Scan:
                 return not_scanned(tool, f"it says that it failed: {why}")
         if run.results is None:
             return not_scanned(tool, "it says that it did not look (a run without results)")
-    return scanned(tool, [finding for run in log.runs for finding in _findings(run, tool)])
+    return scanned(tool, [finding for run in log.runs for finding in _findings(run, tool, source)])
 
 
-def _findings(run: _Run, tool: str) -> Iterator[Finding]:
-    by_id = {rule.id: rule for rule in run.tool.driver.rules}
+def _findings(run: _Run, tool: str, source: Path | None) -> Iterator[Finding]:
     for result in run.results or ():
-        if result.kind != "fail" or result.suppressions:
-            continue  # passed, or let through in the source itself, by the tool's own rules
-        name = result.rule_id or result.rule.id
-        index = result.rule_index if result.rule_index is not None else result.rule.index
-        rule = by_id.get(name or "")
-        if rule is None and index is not None and 0 <= index < len(run.tool.driver.rules):
-            rule = run.tool.driver.rules[index]
+        if result.kind in NO_FINDING or _let_through(result):
+            continue
+        rule = _rule(run, result)
+        name = result.rule_id or result.rule.id or (rule.id if rule else "no rule")
         place = result.locations[0].physical_location if result.locations else _Place()
+        short = rule.short_description.text if rule and rule.short_description else ""
         yield Finding(
             tool,
             "code",
-            name or (rule.id if rule else "no rule"),
+            name,
             _severity(result, rule),
-            result.message.text
-            or (rule.short_description.text if rule and rule.short_description else ""),
-            place.artifact_location.uri,
+            result.message.text or short,
+            _from(source, place.artifact_location.uri),
             line=place.region.start_line,
             url=rule.help_uri if rule else "",
         )
+
+
+def _from(source: Path | None, uri: str) -> str:
+    path = unquote(uri.removeprefix("file://"))
+    return path.removeprefix(f"{source}/") if source else path
+
+
+def _let_through(result: _Result) -> bool:
+    """In the source itself, by the tool's own rules. One that is rejected or under review is not
+    (SARIF 2.1.0, 3.35.3)."""
+    states = [suppression.status for suppression in result.suppressions or ()]
+    return bool(states) and all(state == "accepted" for state in states)
+
+
+def _rule(run: _Run, result: _Result) -> _Rule | None:
+    """Of the tool or of its extensions; "CA1000/1" is a result of rule CA1000."""
+    driver, extensions = run.tool.driver, run.tool.extensions
+    rules = [rule for part in (driver, *extensions) for rule in part.rules]
+    by_id = {rule.id: rule for rule in reversed(rules)}
+    name = result.rule_id or result.rule.id or ""
+    while name:
+        if name in by_id:
+            return by_id[name]
+        name = name.rpartition("/")[0]
+    index = result.rule_index if result.rule_index is not None else result.rule.index
+    part = result.rule.tool_component.index
+    of = driver if part is None else extensions[part] if part < len(extensions) else None
+    return of.rules[index] if of and index is not None and 0 <= index < len(of.rules) else None
 
 
 def _severity(result: _Result, rule: _Rule | None) -> Severity:
@@ -155,6 +193,8 @@ def _severity(result: _Result, rule: _Rule | None) -> Severity:
             number = float(score)
         except (TypeError, ValueError):
             return Severity.CRITICAL  # it means something bad
+        if not number >= 0:
+            return Severity.CRITICAL
         return next((s for least, s in SCORES if number >= least), Severity.LOW)
     level = result.level or (rule.default_configuration.level if rule else "warning")
     return LEVELS.get(level, Severity.CRITICAL)

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -18,7 +19,15 @@ class BuildFailed(DafnckError):
 
 
 class Steps:
-    def __init__(self, output: IO[str], log: Path, within_seconds: float) -> None:
+    def __init__(
+        self,
+        output: IO[str],
+        log: Path,
+        within_seconds: float,
+        over: threading.Event | None = None,
+    ) -> None:
+        """`over`: when it is set, what runs is killed."""
+        self._over = over
         self._output = output
         self._log = log
         self._within = within_seconds
@@ -41,7 +50,7 @@ class Steps:
         except OSError as error:
             raise BuildFailed(f"build: cannot run {argv[0]}: {error.strerror}") from error
         try:
-            code = process.wait(timeout=max(0.1, self._deadline - time.monotonic()))
+            code = self._wait(process)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -56,6 +65,17 @@ class Steps:
                 f"the build failed: {Path(argv[0]).name} ended with {code}; nothing was released, "
                 f"what served still serves\n{self._last_lines()}\nwhole log: {self._log}"
             )
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        while True:
+            left = max(0.1, self._deadline - time.monotonic())
+            if self._over is not None and self._over.is_set():
+                raise BuildFailed("it was stopped")
+            try:
+                return process.wait(timeout=min(0.2, left) if self._over else left)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() >= self._deadline:
+                    raise
 
     def _last_lines(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()

@@ -3,9 +3,7 @@
 import os
 import shlex
 import shutil
-import subprocess
 import sys
-import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,13 @@ from blocks.steps import BuildFailed, Steps
 from policy.gates import SuiteResult
 from policy.pipeline import Suite
 
+# Also of what was installed from a folder or a repository, which `pip freeze` names by its place.
+PINS = """
+import importlib.metadata, sys
+with open(sys.argv[1], "w") as file:
+    for one in importlib.metadata.distributions():
+        print(f"{one.name}=={one.version}", file=file)
+"""
 KEPT = {"junit": "junit.xml", "coverage": "coverage.xml", "benchmarks": "benchmarks.json"}
 
 
@@ -32,48 +37,60 @@ def run_suite(
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     try:
-        with _workspace(suite, artifact, place, kept) as (copy, path):
-            return _result(suite, copy, path, kept, over)
+        with _workspace(suite, artifact, place, kept, over) as (copy, path):
+            return _result(suite, copy, path, place, kept, over)
     except (Unreadable, CannotRun) as error:
         return SuiteResult(suite.name, 0, broken=str(error))
     except BuildFailed as error:
         return SuiteResult(suite.name, 0, broken=f"its requirements were not installed: {error}")
 
 
-def _result(suite: Suite, place: Path, path: str, kept: Path, over: threading.Event) -> SuiteResult:
-    first = results = _run(suite, place, path, kept, 1, over)
-    flaky: set[str] = set()
-    for attempt in range(2, suite.again + 2):
+def _result(
+    suite: Suite, copy: Path, path: str, place: Path, kept: Path, over: threading.Event
+) -> SuiteResult:
+    """What failed once and does not pass in the last run has failed; what does is flaky."""
+    once: dict[str, str] = {}
+    for attempt in range(1, suite.again + 2):
+        results = _run(suite, copy, path, place, kept, attempt, over)
+        once |= results.failed
         if not results.failed:
             break
-        results = _run(suite, place, path, kept, attempt, over)
-        flaky |= results.passed & first.failed.keys()
-    failed = results.failed  # in the last run: it has failed, whatever it did before
+    flaky = once.keys() & results.passed
+    failed = {name: said for name, said in once.items() if name not in flaky}
     return SuiteResult(
         suite.name,
-        len(results.passed) + len(results.failed),
+        len(results.passed | failed.keys()),
         failed=tuple(f"{name} ({said})" if said else name for name, said in failed.items()),
         skipped=len(results.skipped),
-        flaky=tuple(sorted(flaky - failed.keys())),
+        flaky=tuple(sorted(flaky)),
         coverage=read_coverage(kept / KEPT["coverage"]),
         benchmarks=read_benchmarks(kept / KEPT["benchmarks"]),
     )
 
 
 def _run(
-    suite: Suite, place: Path, path: str, kept: Path, attempt: int, over: threading.Event
+    suite: Suite,
+    copy: Path,
+    path: str,
+    place: Path,
+    kept: Path,
+    attempt: int,
+    over: threading.Event,
 ) -> Results:
     """Raises Unreadable when the suite left no result, or ended badly without a failed test."""
     names = {name: kept / file for name, file in KEPT.items()}
     for file in names.values():
-        file.unlink(missing_ok=True)
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        else:
+            file.unlink(missing_ok=True)
     environment = {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **suite.env}
     argv = _argv(suite, names)
     with confined(
         argv,
-        place.parent,
+        place,
         within_seconds=suite.within,
-        folder=place,
+        folder=copy,
         network=True,
         add=environment,
         over=over,
@@ -106,43 +123,48 @@ def _argv(suite: Suite, names: dict[str, Path]) -> list[str]:
 
 
 @contextmanager
-def _workspace(suite: Suite, artifact: Path, place: Path, kept: Path) -> Iterator[tuple[Path, str]]:
-    """A copy of the application. -> (where it is, PATH)"""
-    with scratch(place, suite.name) as here:
-        copy = here / "app"
-        shutil.copytree(artifact / "app", copy, symlinks=True)
-        folders = [artifact / "venv" / "bin"] if (artifact / "venv").exists() else []
+def _workspace(
+    suite: Suite, artifact: Path, place: Path, kept: Path, over: threading.Event
+) -> Iterator[tuple[Path, str]]:
+    """A copy of the artifact. -> (where its application is, PATH)"""
+    with scratch(place, "s") as here:
+        app, venv = here / "app", here / "venv"
+        shutil.copytree(artifact / "app", app, symlinks=True)
+        folders = []
+        if (artifact / "venv").exists():
+            shutil.copytree(artifact / "venv", venv, symlinks=True)
+            folders = [venv / "bin"]
         if suite.requirements:
-            folders.insert(0, _with_requirements(suite, artifact, here, kept))
-        yield copy, os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
+            folders.insert(0, _with_requirements(suite, app, venv, kept, over))
+        yield app, os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
 
 
-def _with_requirements(suite: Suite, artifact: Path, here: Path, kept: Path) -> Path:
-    """An environment with what the tests need, over that of the artifact: whatever the artifact has
-    is used as it is there, never another version of it. -> its bin folder"""
+def _with_requirements(
+    suite: Suite, app: Path, venv: Path, kept: Path, over: threading.Event
+) -> Path:
+    """An environment with what the tests need, over a copy of the artifact's: whatever ships is
+    used as it ships, never another version of it. -> its bin folder"""
     from uv import find_uv_bin
 
-    uv, venv, shipped = os.fsdecode(find_uv_bin()), here / "venv", artifact / "venv"
-    with (kept / "requirements.log").open("w") as output:
-        steps = Steps(output, kept / "requirements.log", suite.within)
-        python = str(shipped / "bin" / "python") if shipped.exists() else sys.executable
-        steps.run([uv, "venv", "--python", python, str(venv)], here)
-        install = [uv, "pip", "install", "--python", str(venv / "bin" / "python")]
-        install += ["--requirement", str(artifact / "app" / str(suite.requirements))]
-        if shipped.exists():
-            frozen = [uv, "pip", "freeze", "--python", python]
-            listed = subprocess.run(frozen, capture_output=True, text=True, check=True).stdout
-            pins = [line for line in listed.splitlines() if "==" in line]
-            (here / "shipped.txt").write_text("\n".join(pins) + "\n")
-            install += ["--constraint", str(here / "shipped.txt")]
-            _site_packages(venv).joinpath("shipped.pth").write_text(f"{_site_packages(shipped)}\n")
+    uv, extra, here = os.fsdecode(find_uv_bin()), app.parent / "extra", app.parent
+    log = kept / "requirements.log"
+    with log.open("w") as output:
+        steps = Steps(output, log, suite.within, over)
+        python = str(venv / "bin" / "python") if venv.exists() else sys.executable
+        steps.run([uv, "venv", "--python", python, str(extra)], here)
+        install = [uv, "pip", "install", "--python", str(extra / "bin" / "python")]
+        install += ["--requirement", str(app / str(suite.requirements))]
+        if venv.exists():
+            pins = here / "shipped.txt"
+            steps.run([python, "-c", PINS, str(pins)], here)
+            install += ["--constraint", str(pins)]
+            _site_packages(extra).joinpath("shipped.pth").write_text(f"{_site_packages(venv)}\n")
         steps.run(install, here)
-    return venv / "bin"
+    return extra / "bin"
 
 
 def _site_packages(venv: Path) -> Path:
-    found = sorted(venv.glob("lib/python*/site-packages"))
-    return found[0] if found else Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
+    return next(iter(sorted(venv.glob("lib/python*/site-packages"))))
 
 
 def _last_line(answer: Path) -> str:

@@ -1,33 +1,38 @@
 """Runs an analyser of the team's own choice, and reads the SARIF that it writes."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 from blocks import sarif
 from blocks.confined import CannotRun, confined
 from blocks.files import scratch
-from policy.findings import Scan, not_scanned
+from policy.findings import Outcome, Scan, not_scanned
 from policy.pipeline import Tool
 
 
 def run_tool(tool: Tool, source: Path, place: Path) -> Scan:
-    """`source`: a copy of the source, in which it runs; `place`: for its answer. What it ends with
-    says little, as tools end with 1 when they find something: what it wrote counts."""
-    with scratch(place, tool.name) as here:
-        answer = here / "answer.sarif"
+    """`source`: in a copy of it the tool runs; `place`: for that copy. Tools end with 1 when they
+    find something, so what it wrote counts; but one that ends badly and found nothing did not look.
+    """
+    with scratch(place, "t") as here:
+        # A copy for each: one that mends what it finds must not mend it for the next.
+        copy, answer = here / "source", here / "answer.sarif"
+        shutil.copytree(source, copy, symlinks=True)
         if isinstance(tool.command, str):
             text = tool.command.replace("{sarif}", shlex.quote(str(answer)))
             argv = ["/bin/sh", "-c", text]
         else:
             argv = [word.replace("{sarif}", str(answer)) for word in tool.command]
+        limit = tool.within
         try:
-            with confined(
-                argv, here, within_seconds=tool.within, folder=source, network=True
-            ) as ended:
-                if ended.code is None:
-                    return not_scanned(tool.name, f"it {ended.why(tool.within)}")
-                if not answer.exists() and ended.code != 0:
-                    return not_scanned(tool.name, f"it {ended.why(tool.within)}")
+            with confined(argv, place, within_seconds=limit, folder=copy, network=True) as ended:
+                told = answer.is_symlink() or answer.exists()
+                if ended.code is None or ended.code < 0 or (ended.code and not told):
+                    return not_scanned(tool.name, f"it {ended.why(limit)}")
+                scan = sarif.read(answer, tool.name, copy)
+                if ended.code and scan.outcome is Outcome.CLEAN:
+                    return not_scanned(tool.name, f"it found nothing, and {ended.why(limit)}")
         except CannotRun as error:
             return not_scanned(tool.name, str(error))
-        return sarif.read(answer, tool.name)
+        return scan

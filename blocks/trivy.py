@@ -17,10 +17,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from blocks.confined import CannotRun, confined
 from blocks.files import scratch
-from policy.findings import Finding, Scan, Severity, not_scanned, scanned, severity
+from policy.findings import TRIVY, Finding, Scan, Severity, not_scanned, scanned, severity
 from policy.quantities import in_words
 
-TOOL = "trivy"
+MAX_BYTES = 64 * 2**20  # of its report
 # A lock file is read in a source tree, an installed package in a root file system.
 WAYS = {"fs": ("vuln", "misconfig", "secret"), "rootfs": ("vuln", "license")}
 OFFLINE = ("--skip-db-update", "--skip-java-db-update", "--skip-check-update", "--offline-scan")
@@ -85,7 +85,7 @@ class Trivy:
         self,
         cache: Path,
         *,
-        program: str = TOOL,
+        program: str = TRIVY,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`cache`: the folder that holds `db/trivy.db` and `db/metadata.json`; ours to write in."""
@@ -102,8 +102,8 @@ class Trivy:
             for way, folder in (("fs", source), ("rootfs", artifact)):
                 found |= dict.fromkeys(self._run(way, WAYS[way], folder, within_seconds))
         except _NoAnswer as why:
-            return not_scanned(TOOL, str(why))
-        return scanned(TOOL, list(found), collected)
+            return not_scanned(TRIVY, str(why))
+        return scanned(TRIVY, list(found), collected)
 
     def database_at(self) -> float | None:
         """When the vulnerabilities of the database were collected; None without one."""
@@ -142,7 +142,9 @@ class Trivy:
 
     def _database(self, age_seconds: float) -> float:
         collected = _collected(self._cache)
-        if (age := self._clock() - collected) > age_seconds:
+        if (age := self._clock() - collected) < -86400:
+            raise _NoAnswer("its vulnerability database is from the future; look at the clock")
+        if age > age_seconds:
             raise _NoAnswer(
                 f"its vulnerability database is {in_words(age // 3600 * 3600)} old, at most "
                 f"{in_words(age_seconds)} is allowed; bring a newer one: dafnck scan-db import FILE"
@@ -165,6 +167,8 @@ class Trivy:
             with confined(argv, self._cache, within_seconds=within_seconds) as ended:
                 if ended.code != 0:
                     raise _NoAnswer(f"it {ended.why(within_seconds)}")
+                if ended.answer.stat().st_size > MAX_BYTES:
+                    raise _NoAnswer(f"its answer is larger than {MAX_BYTES >> 20} MiB")
                 report = _Report.model_validate_json(ended.answer.read_bytes())
         except CannotRun as error:
             raise _NoAnswer(str(error)) from None
@@ -191,7 +195,7 @@ class BadDatabase(Exception):
 def _findings(result: _Result) -> Iterator[Finding]:
     for v in result.vulnerabilities:
         yield Finding(
-            TOOL,
+            TRIVY,
             "vulnerability",
             v.id,
             _severity(v.severity),
@@ -205,7 +209,7 @@ def _findings(result: _Result) -> Iterator[Finding]:
     for m in result.misconfigurations:
         if m.status == "FAIL":
             yield Finding(
-                TOOL,
+                TRIVY,
                 "misconfiguration",
                 m.id,
                 _severity(m.severity),
@@ -216,11 +220,11 @@ def _findings(result: _Result) -> Iterator[Finding]:
             )
     for s in result.secrets:
         yield Finding(
-            TOOL, "secret", s.id, _severity(s.severity), s.title, result.target, line=s.line
+            TRIVY, "secret", s.id, _severity(s.severity), s.title, result.target, line=s.line
         )
     for one in result.licenses:
         yield Finding(
-            TOOL,
+            TRIVY,
             "license",
             one.name,
             _severity(one.severity),

@@ -22,6 +22,7 @@ from policy.gates import (
     FindingsGate,
     Gates,
     LicensesGate,
+    SecretsGate,
     SizeGate,
     TestsGate,
 )
@@ -58,7 +59,8 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("waivers[] of the file that scan.waivers names", Waiver),
     ("gates", Gates),
     ("gates.tests", TestsGate),
-    ("gates.findings, gates.secrets", FindingsGate),
+    ("gates.findings", FindingsGate),
+    ("gates.secrets", SecretsGate),
     ("gates.licenses", LicensesGate),
     ("gates.coverage", CoverageGate),
     ("gates.benchmarks", BenchmarksGate),

@@ -109,8 +109,8 @@ def _release(
         publisher.rollout_id = rollout.id
         with whole_or_nothing(site, rollout) as progress:
             digest = build_artifact(site, rollout.id, wanted, file.parent)
-            prove(site, rollout, wanted, file, digest, publisher)
             new = write_release(site, rollout.id, wanted, file, digest, version)
+            prove(site, rollout, wanted, file, digest, publisher)
             site.ledger.set_phase(rollout.id, Phase.STARTING)
             stable = rollout.stable_id and site.ledger.release(rollout.stable_id)
             steps = plan(

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from policy.part import Part
 
+TRIVY = "trivy"
 Kind = Literal["vulnerability", "secret", "misconfiguration", "license", "code"]
 
 

@@ -3,7 +3,8 @@
 Pure: evidence in, results out. What is missing where a gate asks for it fails it; it never passes.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -11,11 +12,12 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from policy.findings import Outcome, Scan, Severity, SeverityName, Waived
+from policy.findings import TRIVY, Finding, Outcome, Scan, Severity, SeverityName, Waived
 from policy.part import Part
 from policy.quantities import Bytes, Percentage
 
 Level = Literal["block", "warn"]
+LICENSE_WORDS = re.compile(r"[\s()]+(?:AND|OR|WITH)?[\s()]*")
 FEWEST_ROUNDS = 5  # of a benchmark, in either release: below, no order of them is unlikely enough
 CHANCE = 0.01  # of calling any benchmark of a release slower that is not
 
@@ -28,7 +30,15 @@ class FindingsGate(Gate):
     """Findings of scanners. One that could not scan closes it."""
 
     at_least: SeverityName = Field(Severity.HIGH, description="findings this severe fail it")
-    only_fixable: bool = Field(False, description="those that no version mends do not count")
+    only_fixable: bool = Field(
+        False, description="vulnerabilities that no version mends do not count"
+    )
+
+
+class SecretsGate(Gate):
+    """Keys and passwords in the source, as Trivy finds them."""
+
+    at_least: SeverityName = Field(Severity.UNKNOWN, description="those this severe fail it")
 
 
 class TestsGate(Gate):
@@ -94,9 +104,8 @@ class Gates(Part):
         default_factory=FindingsGate,
         description="vulnerabilities, misconfigurations, findings of other tools",
     )
-    secrets: FindingsGate = Field(
-        default_factory=lambda: FindingsGate(at_least=Severity.LOW),
-        description="keys and passwords in the source",
+    secrets: SecretsGate = Field(
+        default_factory=SecretsGate, description="keys and passwords in the source"
     )
     licenses: LicensesGate | None = Field(None, description="licences of the packages")
     coverage: CoverageGate | None = Field(None, description="coverage of the tests")
@@ -172,12 +181,10 @@ class GateResult:
 
 def judge(gates: Gates, evidence: Evidence) -> list[GateResult]:
     """Every gate, in the order in which people ask."""
-    results = [_tests(gates.tests, evidence)]
-    results += [
-        _findings(
-            "findings", gates.findings, evidence, ("vulnerability", "misconfiguration", "code")
-        ),
-        _findings("secrets", gates.secrets, evidence, ("secret",)),
+    results = [
+        _tests(gates.tests, evidence),
+        _findings(gates.findings, evidence),
+        _secrets(gates.secrets, evidence),
     ]
     if gates.licenses:
         results.append(_licenses(gates.licenses, evidence))
@@ -212,27 +219,56 @@ def _tests(gate: TestsGate, evidence: Evidence) -> GateResult:
     return GateResult("tests", Status.PASS, gate.level, number, limit, again)
 
 
-def _findings(
-    name: str, gate: FindingsGate, evidence: Evidence, kinds: tuple[str, ...]
-) -> GateResult:
+def _findings(gate: FindingsGate, evidence: Evidence) -> GateResult:
     limit = f"none of {gate.at_least} or worse"
     if gate.only_fixable:
         limit += " that can be mended"
-    if unknown := _unscanned(name, gate.level, limit, evidence):
+
+    def counts(finding: Finding) -> bool:
+        mended = finding.fixed or finding.kind != "vulnerability" or not gate.only_fixable
+        return finding.severity >= gate.at_least and bool(mended)
+
+    kinds = ("vulnerability", "misconfiguration", "code")
+    return _of_kinds("findings", gate.level, limit, evidence, kinds, counts)
+
+
+def _secrets(gate: SecretsGate, evidence: Evidence) -> GateResult:
+    limit = "none" if gate.at_least is Severity.UNKNOWN else f"none of {gate.at_least} or worse"
+    if evidence.scans is not None and not _by_trivy(evidence):
+        why = "nothing looks for them without Trivy"
+        return GateResult("secrets", Status.NOT_APPLICABLE, gate.level, "", limit, why)
+
+    def counts(finding: Finding) -> bool:
+        return finding.severity >= gate.at_least
+
+    return _of_kinds("secrets", gate.level, limit, evidence, ("secret",), counts)
+
+
+def _of_kinds(
+    name: str,
+    level: Level,
+    limit: str,
+    evidence: Evidence,
+    kinds: tuple[str, ...],
+    counts: Callable[[Finding], bool],
+) -> GateResult:
+    if unknown := _unscanned(name, level, limit, evidence):
         return unknown
     of_kind = [f for f in evidence.waived.open if f.kind in kinds]
-    severe = [
-        f for f in of_kind if f.severity >= gate.at_least and (f.fixed or not gate.only_fixable)
-    ]
+    severe = [finding for finding in of_kind if counts(finding)]
     through = sum(finding.kind in kinds for finding, _ in evidence.waived.waived)
     number = f"{len(severe)} of {len(of_kind)}" + (f", {through} waived" if through else "")
     if not severe:
-        return GateResult(name, Status.PASS, gate.level, number, limit, "nothing that severe")
+        return GateResult(name, Status.PASS, level, number, limit, "nothing that severe")
     words = [
         f"{f.id} {f.about} ({f.severity}" + (f", mended in {f.fixed})" if f.fixed else ")")
         for f in severe
     ]
-    return GateResult(name, Status.FAIL, gate.level, number, limit, _first(words))
+    return GateResult(name, Status.FAIL, level, number, limit, _first(words))
+
+
+def _by_trivy(evidence: Evidence) -> bool:
+    return any(scan.tool == TRIVY for scan in evidence.scans or ())
 
 
 def _unscanned(name: str, level: Level, limit: str, evidence: Evidence) -> GateResult | None:
@@ -249,8 +285,16 @@ def _licenses(gate: LicensesGate, evidence: Evidence) -> GateResult:
     limit = ", ".join([f"none rated {gate.at_least}", *(f"no {name}" for name in gate.forbidden)])
     if unknown := _unscanned("licenses", gate.level, limit, evidence):
         return unknown
+    if not _by_trivy(evidence):
+        why = "nothing looks at them without Trivy"
+        return GateResult("licenses", Status.FAIL, gate.level, "not scanned", limit, why)
     found = [f for f in evidence.waived.open if f.kind == "license"]
-    bad = [f for f in found if f.severity >= gate.at_least or f.id in gate.forbidden]
+    # "AGPL-3.0-only AND MIT" is one name to the scanner.
+    bad = [
+        f
+        for f in found
+        if f.severity >= gate.at_least or {f.id, *LICENSE_WORDS.split(f.id)} & {*gate.forbidden}
+    ]
     number = f"{len(bad)} of {len(found)}"
     if bad:
         words = _first([f"{f.about}: {f.id}" for f in bad])
@@ -336,14 +380,17 @@ def _benchmarks(gate: BenchmarksGate, evidence: Evidence) -> GateResult:
     allowed = 1 + gate.slower_at_most / 100
     chances: dict[str, float] = {}
     thin = []
-    for each in sorted(here.keys() & there.keys()):
-        new, old = np.asarray(here[each]), np.asarray(there[each])
-        if min(len(new), len(old)) < FEWEST_ROUNDS:
+    for each in sorted(name for name, rounds in there.items() if len(rounds) >= FEWEST_ROUNDS):
+        new, old = np.asarray(here.get(each, ())), np.asarray(there[each])
+        if len(new) < FEWEST_ROUNDS:
             thin.append(each)
             continue
         chances[each] = float(mannwhitneyu(new / allowed, old, alternative="greater").pvalue)
+    if thin:
+        why = f"fewer than {FEWEST_ROUNDS} rounds of what was measured before: {_first(thin)}"
+        return GateResult(name, Status.FAIL, gate.level, f"{len(here)}", limit, why)
     if not chances:
-        why = f"fewer than {FEWEST_ROUNDS} rounds: {_first(thin)}" if thin else "none is in both"
+        why = f"what serves has fewer than {FEWEST_ROUNDS} rounds of each"
         return GateResult(name, Status.NOT_APPLICABLE, gate.level, f"{len(here)}", limit, why)
     slower = []
     for rank, (each, chance) in enumerate(sorted(chances.items(), key=lambda item: item[1])):

@@ -367,6 +367,15 @@ class ServiceFile(Part):
         default_factory=dict, description="what is different where"
     )
 
+    @model_validator(mode="after")
+    def _gates_have_something_to_judge(self) -> "ServiceFile":
+        for name in ("findings", "secrets", "licenses"):
+            if name in self.gates.model_fields_set and self.scan is None:
+                raise ValueError(f"gates: {name}: nothing is scanned; add scan: {{}}")
+        if "tests" in self.gates.model_fields_set and not self.tests:
+            raise ValueError("gates: tests: there are none; add tests")
+        return self
+
     @property
     def proof_is_asked_for(self) -> bool:
         return bool(self.tests or self.scan or self.gates != Gates())

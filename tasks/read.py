@@ -17,6 +17,7 @@ from policy.gates import (
     FindingsGate,
     Gates,
     LicensesGate,
+    SecretsGate,
     SizeGate,
 )
 from policy.judge import CustomMetric, Judge, Synthetic, read_requests
@@ -51,7 +52,7 @@ PARTS: dict[str, type[BaseModel]] = {
     "tools": Tool,
     "gates": Gates,
     "findings": FindingsGate,
-    "secrets": FindingsGate,
+    "secrets": SecretsGate,
     "licenses": LicensesGate,
     "coverage": CoverageGate,
     "benchmarks": BenchmarksGate,
@@ -69,6 +70,7 @@ PARTS: dict[str, type[BaseModel]] = {
     "notify": Notify,
 }
 MAX_BYTES = 1_000_000
+MAX_VALUES = 100_000
 Path_ = tuple[str | int, ...]
 
 
@@ -204,14 +206,19 @@ def _load(file: Path) -> Mapping[str, Any]:
     return document
 
 
-def _plain(value: Any) -> Any:
-    """ruamel's containers and scalars as plain ones, so that models see what JSON would hold."""
+def _plain(value: Any, left: list[int] | None = None) -> Any:
+    """ruamel's containers and scalars as plain ones, so that models see what JSON would hold.
+    Aliases are written out, up to a number of values that no file of a person has."""
+    left = left if left is not None else [MAX_VALUES]
+    left[0] -= 1
+    if left[0] < 0:
+        raise BadInput(f"over {MAX_VALUES:,} values, aliases written out; this is no service file")
     if isinstance(value, Mapping):
-        return {(str(k) if k is not None else "null"): _plain(v) for k, v in value.items()}
+        return {(str(k) if k is not None else "null"): _plain(v, left) for k, v in value.items()}
     if isinstance(value, str):
         return str(value)
     if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
+        return [_plain(item, left) for item in value]
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):

@@ -26,7 +26,7 @@ def scan_artifact(
     scans = []
     with (
         site.ledger.act(rollout_id, "scan") as said,
-        site.builder.source_of(wanted.build, file.parent) as source,
+        site.builder.source_of(wanted.build, file.parent, digest) as source,
     ):
         if wanted.scan.trivy:
             scans.append(

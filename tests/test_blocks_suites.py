@@ -7,15 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
 from blocks import sarif
 from blocks.check_results import Unreadable, read_benchmarks, read_coverage, read_junit, write_junit
 from blocks.suites import run_suite
 from blocks.tools import run_tool
-from policy.findings import Finding, Outcome, Severity
+from policy.findings import Finding, Outcome, Scan, Severity
 from policy.gates import GateResult, Status, SuiteResult
 from policy.pipeline import Suite, Tool
 
+EMPTY = '{"version": "2.1.0", "runs": [{"tool": {"driver": {"name": "x"}}, "results": []}]}'
 PYTEST = f"{sys.executable} -m pytest -q -p no:cacheprovider --junitxml={{junit}}"
 
 
@@ -71,6 +73,34 @@ class TestSuites:
         assert (result.failed, result.flaky) == ((), ("test_shop.test_flaky",))
         assert run(artifact, tmp_path).failed
 
+    @pytest.mark.parametrize("second", ["<skipped/>", "<failure/>", None])
+    def test_one_that_failed_and_does_not_pass_later_has_failed(
+        self, artifact: Path, tmp_path: Path, second: str | None
+    ) -> None:
+        case = "" if second is None else f'<testcase name="bad">{second}</testcase>'
+        good = '<testcase name="good"/>'
+        (artifact / "app" / "1.xml").write_text(
+            f'<testsuite>{good}<testcase name="bad"><failure/></testcase></testsuite>'
+        )
+        (artifact / "app" / "2.xml").write_text(f"<testsuite>{good}{case}</testsuite>")
+        command = "n=1; test -e ran && n=2; touch ran; cp $n.xml {junit}"
+        result = run(artifact, tmp_path, command=command, again=1)
+        assert (result.failed, result.flaky) == (("bad",), ())
+
+    def test_a_daemon_that_a_suite_leaves_is_ended(self, artifact: Path, tmp_path: Path) -> None:
+        command = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 600' & sleep 0.3 # {{junit}}"
+        run(artifact, tmp_path, command=command)
+        child = Path("/proc") / (tmp_path / "pid").read_text().strip()
+        wait_for(lambda: not child.exists() or "Z" in (child / "stat").read_text(), "its end", 5)
+
+    @pytest.mark.parametrize(
+        "command", ["mkfifo {junit}", "mkdir {junit}", "ln -s /dev/zero {junit}"]
+    )
+    def test_what_is_no_file_is_no_result(
+        self, artifact: Path, tmp_path: Path, command: str
+    ) -> None:
+        assert "cannot be read" in run(artifact, tmp_path, command=command).broken
+
     def test_no_test_at_all(self, artifact: Path, tmp_path: Path) -> None:
         (artifact / "app" / "test_shop.py").unlink()
         assert "no test failed, but it ended with 5" in run(artifact, tmp_path).broken
@@ -101,6 +131,26 @@ class TestSuites:
         said = (tmp_path / "evidence" / "unit" / "output-1.log").read_text()
         assert "COLOUR=blue" in said
         assert "hunter2" not in said
+
+    def test_what_ships_is_not_changed_by_its_tests(self, tmp_path: Path) -> None:
+        from blocks.builder import Builder
+        from policy.service_file import Build
+
+        source = tmp_path / "source"
+        source.mkdir()
+        (source / "requirements.txt").write_text("iniconfig==2.0.0\n")
+        builder = Builder(tmp_path / "artifacts")
+        build = Build.model_validate({"python": {"requirements": "requirements.txt"}})
+        digest, _ = builder.build(build, source)
+        spoil = "import iniconfig; open(iniconfig.__file__, 'a').write('# spoilt')"
+        said = run(
+            builder.folder(digest),
+            tmp_path,
+            command=f'python -c "{spoil}" && echo spoilt # {{junit}}',
+        )
+        assert "spoilt" in said.broken
+        (module,) = builder.folder(digest).glob("venv/lib/*/site-packages/iniconfig/__init__.py")
+        assert "spoilt" not in module.read_text()
 
     def test_requirements_go_over_what_ships_and_never_replace_it(self, tmp_path: Path) -> None:
         from blocks.builder import Builder
@@ -140,6 +190,38 @@ class TestReading:
             with pytest.raises(Unreadable):
                 read(tmp_path / "x")
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '<testsuite failures="1"><testcase name="a"/></testsuite>',
+            '<testsuites><testcase name="a"/><testsuite errors="2"/></testsuites>',
+        ],
+    )
+    def test_failures_that_are_counted_and_not_shown(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "junit.xml").write_text(text)
+        with pytest.raises(Unreadable, match="failures and shows 0"):
+            read_junit(tmp_path / "junit.xml")
+
+    def test_cases_without_a_suite_count(self, tmp_path: Path) -> None:
+        text = '<testsuites><testcase name="a"><failure message="no"/></testcase></testsuites>'
+        (tmp_path / "junit.xml").write_text(text)
+        assert read_junit(tmp_path / "junit.xml").failed == {"a": "no"}
+
+    @pytest.mark.parametrize(
+        "attributes", ['line-rate="75"', 'line-rate="nan"', 'line-rate="1" lines-valid="0"', ""]
+    )
+    def test_coverage_that_is_no_share(self, tmp_path: Path, attributes: str) -> None:
+        (tmp_path / "x.xml").write_text(f"<coverage {attributes}/>")
+        with pytest.raises(Unreadable):
+            read_coverage(tmp_path / "x.xml")
+
+    @pytest.mark.parametrize("number", ["NaN", "Infinity", "-1"])
+    def test_benchmarks_that_are_no_times(self, tmp_path: Path, number: str) -> None:
+        text = f'{{"benchmarks": [{{"fullname": "a", "stats": {{"data": [{number}]}}}}]}}'
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(Unreadable):
+            read_benchmarks(tmp_path / "x.json")
+
     def test_benchmarks_of_pytest_benchmark(self, artifact: Path, tmp_path: Path) -> None:
         (artifact / "app" / "test_shop.py").write_text(
             "def test_fast(benchmark):\n    benchmark.pedantic(sum, ([1],), rounds=7)\n"
@@ -164,16 +246,26 @@ class TestReading:
 
 
 class TestTools:
-    def tool(self, command: str, **words: object) -> Tool:
-        return Tool.model_validate({"name": "lint", "command": command, **words})
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "source"
+        folder.mkdir()
+        (folder / "bad.py").write_text("import os\n")
+        return folder
 
-    def test_a_real_one(self, tmp_path: Path) -> None:
-        (tmp_path / "bad.py").write_text("import os\n")
+    def answer(self, source: Path, command: str, **words: object) -> Scan:
+        tool = Tool.model_validate({"name": "lint", "command": command, **words})
+        return run_tool(tool, source, source.parent / "scratch")
+
+    def test_a_real_one_and_its_file_is_named_as_a_waiver_names_it(self, source: Path) -> None:
         command = f"{sys.executable} -m ruff check --output-format sarif --output-file {{sarif}} ."
-        answer = run_tool(self.tool(command), tmp_path, tmp_path / "scratch")
-        (finding,) = answer.findings
+        (finding,) = self.answer(source, command).findings
         assert (finding.id, finding.severity, finding.line) == ("F401", Severity.HIGH, 1)
-        assert finding.about.endswith("bad.py")
+        assert finding.about == "bad.py"
+
+    def test_one_that_mends_does_not_mend_for_the_next(self, source: Path) -> None:
+        self.answer(source, "rm bad.py # {sarif}")
+        assert (source / "bad.py").exists()
 
     @pytest.mark.parametrize(
         ("command", "why"),
@@ -184,10 +276,15 @@ class TestTools:
             ("""echo '{{"version": "2.1.0", "runs": []}}' > {sarif}""", "is not SARIF"),
             ("""echo '{"version": "2.1.0", "runs": []}' > {sarif}""", "holds no run"),
             ("""echo '{"version": "1.0", "runs": []}' > {sarif}""", "2.1.0 can be read"),
+            (f"echo '{EMPTY}' > {{sarif}}; exit 2", "found nothing, and ended with 2"),
+            (f"echo '{EMPTY}' > {{sarif}}; kill -9 $$", "it was ended by signal 9"),
+            ("mkfifo {sarif}", "no plain file"),
+            ("mkdir {sarif}", "cannot be read"),
+            ("ln -s /dev/zero {sarif}", "cannot be read"),
         ],
     )
-    def test_no_answer_is_told(self, tmp_path: Path, command: str, why: str) -> None:
-        answer = run_tool(self.tool(command), tmp_path, tmp_path / "scratch")
+    def test_no_answer_is_told(self, source: Path, command: str, why: str) -> None:
+        answer = self.answer(source, command)
         assert answer.outcome is Outcome.NOT_SCANNED
         assert why in answer.reason
 
@@ -201,11 +298,41 @@ class TestTools:
         path.write_text(json.dumps({"version": "2.1.0", "runs": [run]}))
         assert "no licence" in sarif.read(path, "x").reason
 
-    def test_it_hangs(self, tmp_path: Path) -> None:
-        answer = run_tool(
-            self.tool("sleep 600 # {sarif}", within="300ms"), tmp_path, tmp_path / "scratch"
-        )
+    def test_it_hangs(self, source: Path) -> None:
+        answer = self.answer(source, "sleep 600 # {sarif}", within="300ms")
         assert answer.reason == "it did not end within 0.3s"
+
+    @pytest.mark.parametrize(
+        ("result", "severity"),
+        [
+            ({"ruleId": "A"}, Severity.CRITICAL),  # by its score
+            ({"ruleId": "A/1"}, Severity.CRITICAL),
+            ({"rule": {"index": 0, "toolComponent": {"index": 0}}}, Severity.HIGH),
+            ({"ruleId": "B", "level": "note"}, Severity.HIGH),  # of an extension
+            ({"ruleId": "N"}, Severity.CRITICAL),  # its score is no number
+            ({"ruleId": "?", "level": "error"}, Severity.HIGH),
+            ({"ruleId": "?", "suppressions": [{"status": "rejected"}]}, Severity.MEDIUM),
+            ({"ruleId": "?", "suppressions": [{"kind": "inSource"}]}, None),
+            ({"ruleId": "?", "kind": "open"}, Severity.MEDIUM),
+            ({"ruleId": "?", "kind": "pass"}, None),
+        ],
+    )
+    def test_how_bad_it_is(
+        self, tmp_path: Path, result: dict[str, object], severity: Severity | None
+    ) -> None:
+        def rule(name: str, score: str) -> dict[str, object]:
+            return {"id": name, "properties": {"security-severity": score}}
+
+        tool = {
+            "driver": {"name": "x", "rules": [rule("A", "9.8"), rule("N", "nan")]},
+            "extensions": [{"name": "pack", "rules": [rule("B", "7.5")]}],
+        }
+        path = tmp_path / "x.sarif"
+        path.write_text(
+            json.dumps({"version": "2.1.0", "runs": [{"tool": tool, "results": [result]}]})
+        )
+        read = sarif.read(path, "x")
+        assert [f.severity for f in read.findings] == ([] if severity is None else [severity])
 
     def test_what_is_written_is_read_again(self, tmp_path: Path) -> None:
         findings = [

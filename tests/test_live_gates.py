@@ -90,7 +90,6 @@ def test_what_passes_is_released_and_what_does_not_is_never_started(
     second = released(file, 2)
     assert second.phase is Phase.FAILED
     assert "CVE-2019-10906 jinja2 (high, mended in 2.10.1)" in second.reason
-    assert second.release_id is None
     assert "start" not in {intent.act for intent in ledger.intents(second.id)}
     assert who_answers(stack, "proof") == "proof-local-1"
     assert "CVE-2019-10906" in dafnck("gate", "proof", check=1).stdout
@@ -124,6 +123,13 @@ def test_a_failed_test_and_a_stale_database_are_named(
     assert "findings: could not scan: trivy: its vulnerability database is 3d old" in ended.reason
     trivy.unlink()
     assert "there is no database" in dafnck("scan-db", "show", check=3).stdout
+
+
+def test_a_gate_without_anything_to_judge_is_a_mistake(dafnck: Dafnck, service: Service) -> None:
+    for gates in ({"findings": {}}, {"licenses": {}}, {"tests": {}}):
+        said = dafnck("validate", service("idle", gates=gates), check=2).stderr
+        assert "gates" in said
+        assert "add" in said
 
 
 def test_a_mistake_in_the_waivers_is_a_mistake_in_the_file(

@@ -69,6 +69,32 @@ class TestFindings:
         assert not gate(gates, found(finding()), "findings").blocks
         assert gate(gates, found(finding(fixed="2.0")), "findings").blocks
 
+    @pytest.mark.parametrize("kind", ["code", "misconfiguration"])
+    def test_only_vulnerabilities_have_versions_that_mend_them(self, kind: str) -> None:
+        evidence = found(finding(kind=kind))
+        assert gate({"findings": {"only_fixable": True}}, evidence, "findings").blocks
+
+    @pytest.mark.parametrize("written", [{}, {"secrets": {"level": "block"}}])
+    def test_secrets_of_any_severity_block_whatever_else_is_written(
+        self, written: dict[str, object]
+    ) -> None:
+        for severity in Severity:
+            assert gate(written, found(finding(severity, kind="secret")), "secrets").blocks
+
+    def test_what_nobody_looked_for_is_not_found_absent(self) -> None:
+        evidence = Evidence(scans=(scanned("ruff", []),))
+        assert gate({"licenses": {}}, evidence, "licenses").blocks
+        assert gate({}, evidence, "secrets").status is Status.NOT_APPLICABLE
+
+    @pytest.mark.parametrize(
+        "name", ["AGPL-3.0-only", "AGPL-3.0-only AND MIT", "(MIT OR AGPL-3.0-only)"]
+    )
+    def test_a_forbidden_licence_among_others(self, name: str) -> None:
+        evidence = found(finding(Severity.UNKNOWN, kind="license", id=name))
+        gates: dict[str, object] = {"licenses": {"forbidden": ["AGPL-3.0-only"]}}
+        assert gate(gates, evidence, "licenses").blocks
+        assert not gate({"licenses": {"forbidden": ["GPL-3.0-only"]}}, evidence, "licenses").blocks
+
     def test_what_could_not_be_scanned_blocks_all_that_hangs_on_it(self) -> None:
         scans: tuple[Scan, ...] = (scanned("ruff", []), not_scanned("trivy", "no database"))
         evidence = Evidence(scans=scans)
@@ -159,6 +185,8 @@ class TestBenchmarks:
         assert self.of({"sort": [1.0] * 9}, None).status is Status.NOT_APPLICABLE
         assert self.of({"sort": [1.0]}, {"sort": [1.0]}).status is Status.NOT_APPLICABLE
         assert self.of({}, {"sort": [1.0] * 9}).blocks
+        assert self.of({"sort": [1.0]}, {"sort": [1.0] * 9}).blocks
+        assert self.of({"other": [1.0] * 9}, {"sort": [1.0] * 9}).blocks
 
 
 def test_waivers_that_are_no_good_are_told_and_never_in_the_way() -> None:
