@@ -161,7 +161,7 @@ def test_columns_that_an_older_ledger_lacks_are_added(url: str) -> None:
     with ledger._engine.begin() as db:
         db.execute(sa.text("ALTER TABLE rollouts DROP COLUMN abort_reason"))
         db.execute(sa.text("ALTER TABLE rollouts DROP COLUMN approved_at"))
-    context = of_racers()
+    context = multiprocessing.get_context("spawn")
     racers = [context.Process(target=_open, args=(url,)) for _ in range(6)]
     for racer in racers:
         racer.start()
@@ -218,13 +218,6 @@ def test_traffic_moves_even_when_the_ledger_cannot_be_written(tmp_path: Path) ->
     ledger.close()
 
 
-def of_racers() -> multiprocessing.context.ForkServerContext:
-    """Processes that need not import everything each for itself."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blocks.ledger", "pytest", "psycopg"])
-    return context
-
-
 def _open(url: str) -> None:
     Ledger(url).close()
 
@@ -242,7 +235,7 @@ def _grab(url: str, results: "multiprocessing.Queue[str]", over: Event) -> None:
 
 
 def test_of_many_processes_one_gets_the_lease(url: str) -> None:
-    context = of_racers()
+    context = multiprocessing.get_context("spawn")
     results: multiprocessing.Queue[str] = context.Queue()
     over = context.Event()
     racers = [context.Process(target=_grab, args=(url, results, over)) for _ in range(6)]
