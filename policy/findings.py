@@ -3,8 +3,8 @@
 Three answers of a scan, never two: clean, findings, could not scan. The last is no pass.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
@@ -157,31 +157,9 @@ def waive(findings: Sequence[Finding], waivers: Sequence[Waiver], today: date) -
 # -- which first ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Exploits:
-    """What is known of attacks: EPSS (chance of one within 30 days, first.org) and KEV (seen
-    attacked, cisa.gov), each with the day of its snapshot."""
-
-    epss: Mapping[str, float] = field(default_factory=dict)
-    epss_day: date | None = None
-    kev: frozenset[str] = frozenset()
-    kev_day: date | None = None
-
-
-NO_EXPLOITS = Exploits()
-
-
-def by_priority(findings: Sequence[Finding], known: Exploits = NO_EXPLOITS) -> list[Finding]:
-    """What is attacked already, then the severest, then what can be mended, then what is likeliest
-    to be attacked."""
+def by_priority(findings: Sequence[Finding]) -> list[Finding]:
+    """The severest first, of these what can be mended."""
     return sorted(
         findings,
-        key=lambda finding: (
-            finding.id not in known.kev,
-            -finding.severity,
-            not finding.fixed,
-            -known.epss.get(finding.id, 0.0),
-            finding.id,
-            finding.about,
-        ),
+        key=lambda finding: (-finding.severity, not finding.fixed, finding.id, finding.about),
     )

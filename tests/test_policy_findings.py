@@ -1,4 +1,4 @@
-"""Waivers let through what they name and nothing else; what is attacked comes first."""
+"""Waivers let through what they name and nothing else; the severest comes first."""
 
 from datetime import date, timedelta
 
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from policy.findings import (
-    Exploits,
     Finding,
     Severity,
     Waiver,
@@ -96,16 +95,15 @@ def test_nothing_is_lost_and_nothing_passes_unwaived(
         assert not any(w.covers(finding) and w.expires >= TODAY for w in waivers)
 
 
-def test_what_is_attacked_comes_first_then_the_severest_then_what_can_be_mended() -> None:
-    known = Exploits(epss={"CVE-4": 0.9, "CVE-5": 0.1}, kev=frozenset({"CVE-1"}))
+def test_the_severest_comes_first_then_what_can_be_mended() -> None:
     findings = [
-        found("CVE-5"),
         found("CVE-4"),
-        found("CVE-3", fixed="2"),
-        found("CVE-2", severity=Severity.CRITICAL),
-        found("CVE-1", severity=Severity.LOW),
+        found("CVE-3"),
+        found("CVE-5", severity=Severity.LOW, fixed="2"),
+        found("CVE-2", fixed="2"),
+        found("CVE-1", severity=Severity.CRITICAL),
     ]
-    order = [finding.id for finding in by_priority(findings, known)]
+    order = [finding.id for finding in by_priority(findings)]
     assert order == ["CVE-1", "CVE-2", "CVE-3", "CVE-4", "CVE-5"]
 
 
