@@ -19,7 +19,8 @@ def import_(
 ) -> None:
     """Take over a vulnerability database, for machines without network."""
     from blocks.stack import open_stack
-    from blocks.trivy import BadDatabase, Trivy
+    from blocks.trivy import Trivy
+    from blocks.trivy_database import BadDatabase
 
     try:
         collected = Trivy(open_stack().scan_cache).import_database(file)

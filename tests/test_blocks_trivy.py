@@ -1,5 +1,6 @@
 """A real Trivy finds what was planted; whatever keeps it from an answer is told, never a pass."""
 
+import json
 import os
 import shutil
 import tarfile
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_for
+from image_archives import image_archive
 
-from blocks.trivy import BadDatabase, Trivy
+from blocks.trivy import NoSbom, Trivy
+from blocks.trivy_database import BadDatabase
 from policy.findings import Finding, Outcome, Scan, Severity, Waiver, waive
 from policy.gates import Evidence, Gates, judge
 
@@ -86,11 +89,7 @@ class TestRealTrivy:
     def test_what_is_installed_and_its_licences(
         self, program: str, cache: Path, source: Path, tmp_path: Path
     ) -> None:
-        info = tmp_path / "artifact/venv/lib/python3.11/site-packages/Jinja2-2.10.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(
-            "Metadata-Version: 2.1\nName: Jinja2\nVersion: 2.10\nLicense: BSD-3-Clause\n"
-        )
+        installed(tmp_path / "artifact")
         (source / "requirements.txt").unlink()
         found = by_id(scan(program, cache, source, artifact=tmp_path / "artifact"))
         assert found["CVE-2019-10906"].target.endswith("METADATA")
@@ -180,6 +179,54 @@ class TestRealTrivy:
                 trivy.import_database(archive)
             assert trivy.database_at() == COLLECTED
         assert not list((tmp_path / "new").glob(".import*"))
+
+
+def installed(folder: Path, licence: str = "BSD-3-Clause") -> Path:
+    """A folder in which Jinja2 2.10 is installed."""
+    info = folder / "venv/lib/python3.11/site-packages/Jinja2-2.10.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(metadata(licence))
+    return folder
+
+
+def metadata(licence: str = "BSD-3-Clause") -> str:
+    return f"Metadata-Version: 2.1\nName: Jinja2\nVersion: 2.10\nLicense: {licence}\n"
+
+
+class TestListOfPackages:
+    def test_of_a_folder_without_any_database(self, program: str, tmp_path: Path) -> None:
+        trivy = Trivy(tmp_path / "none", program=program)
+        bom = json.loads(trivy.sbom(installed(tmp_path / "artifact"), within_seconds=60))
+        assert [c["purl"] for c in bom["components"]] == ["pkg:pypi/jinja2@2.10"]
+
+    def test_of_an_image(self, program: str, tmp_path: Path) -> None:
+        place = "usr/lib/python3/site-packages/Jinja2-2.10.dist-info/METADATA"
+        archive = image_archive(tmp_path / "image.tar", {place: metadata()})
+        trivy = Trivy(tmp_path / "none", program=program)
+        bom = json.loads(trivy.sbom_of_image(archive, within_seconds=60))
+        assert "pkg:pypi/jinja2@2.10" in {c.get("purl") for c in bom["components"]}
+
+    @pytest.mark.parametrize(
+        ("script", "why"),
+        [
+            ("exit 3", "it ended with 3"),
+            ("sleep 60", "did not end within 0.5s"),
+            ("echo garbage", "its answer is not a report"),
+            ("echo '{}'", "bomFormat"),
+            ('echo \'{"bomFormat": "SPDX"}\'', "no CycloneDX document"),
+        ],
+    )
+    def test_none_is_told_with_its_reason(self, tmp_path: Path, script: str, why: str) -> None:
+        trivy = Trivy(tmp_path / "none", program=fake(tmp_path, script))
+        with pytest.raises(NoSbom, match=why):
+            trivy.sbom(tmp_path, within_seconds=0.5)
+
+    def test_what_is_no_image_has_none(self, program: str, tmp_path: Path) -> None:
+        (tmp_path / "image.tar").write_text("garbage")
+        with pytest.raises(NoSbom, match="it ended with 1"):
+            Trivy(tmp_path / "none", program=program).sbom_of_image(
+                tmp_path / "image.tar", within_seconds=60
+            )
 
 
 class TestWhatKeepsItFromAnAnswer:
