@@ -2,24 +2,27 @@
 
     artifacts/<digest>/app/           files of the service, the working directory of its replicas
                        venv/          for Python builds, relocatable
+                       attestations/  what is said of it under signature
                        artifact.json  written last: without it the folder is rubbish
 
 The same inputs are built once. Nothing that runs writes here.
 """
 
+import gzip
 import hashlib
 import json
 import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from blocks.checkouts import git
 from blocks.files import locked, locked_if_free, scratch, write_atomically
 from blocks.steps import BuildFailed, Steps
 from policy.errors import BadInput, Refused
@@ -33,8 +36,15 @@ class Builder:
         self._artifacts = artifacts
         self.scratch = artifacts.parent / "scratch"  # for what lives no longer than its use
 
-    def build(self, build: Build, folder: Path) -> tuple[str, bool]:
-        """-> (digest, was it there already). `folder` is the service file's place."""
+    def build(
+        self,
+        build: Build,
+        folder: Path,
+        attest: Callable[[str, Path, float], None] = lambda digest, target, started: None,
+    ) -> tuple[str, bool]:
+        """-> (digest, was it there already). `folder` is the service file's place, or a checkout.
+        `attest` is called with digest, artifact and when the build began, once all is built; the
+        artifact is whole after it."""
         source = (folder / build.source).resolve()
         if not source.is_dir():
             raise BadInput(f"build: source: there is no directory {source}; nothing was built")
@@ -52,6 +62,7 @@ class Builder:
             log = self._artifacts / f"{digest}.log"
             with log.open("w") as output:
                 self._fill(build, source, files, target, Steps(output, log, build.within))
+            attest(digest, target, started)
             content = {
                 "digest": digest,
                 "built_at": started,
@@ -76,6 +87,22 @@ class Builder:
         )
 
     @contextmanager
+    def packed(self, digest: str) -> Iterator[Path]:
+        """A tar archive of an artifact, for as long as the body; the same bytes for the same
+        artifact."""
+        with scratch(self.scratch, "packed") as here:
+            archive = here / "artifact.tar.gz"
+            with (
+                archive.open("wb") as raw,
+                gzip.GzipFile("", "wb", 1, raw, mtime=0) as zipped,
+                tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
+            ):
+                for path in sorted(self.folder(digest).rglob("*")):
+                    name = str(path.relative_to(self.folder(digest)))
+                    tar.add(path, name, recursive=False, filter=_anonymous)
+            yield archive
+
+    @contextmanager
     def source_of(self, build: Build, folder: Path, digest: str) -> Iterator[Path]:
         """A copy of what this artifact was built from, for as long as the body. Raises Refused when
         the source is another by now."""
@@ -89,6 +116,16 @@ class Builder:
                     "Release again"
                 )
             yield copy
+
+    def discard(self, digest: str) -> bool:
+        """Remove an artifact that is not what it should be. -> whether there was one. The next
+        release that needs it builds it anew."""
+        if not digest or "/" in digest or not self.folder(digest).is_dir():
+            return False
+        with locked(self._artifacts / "locks" / f"{digest}.lock"):
+            (self.folder(digest) / "artifact.json").unlink(missing_ok=True)
+            shutil.rmtree(self.folder(digest))
+        return True
 
     def remove_unused(self, in_use: set[str], *, idle_seconds: float = 3600.0) -> list[str]:
         """Remove what no release needs and nobody asked for of late: an artifact that was built a
@@ -170,10 +207,13 @@ def _check_inside(build: Build, source: Path, files: list[Path]) -> None:
 
 
 def _source_files(source: Path) -> Iterator[Path]:
-    """What git tracks or would track; without git everything but caches. Relative, sorted."""
-    listed = _git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    """What git tracks or would track, in submodules too; without git everything but caches.
+    Relative, sorted."""
+    listed = git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed is not None:
         names = {Path(os.fsdecode(name)) for name in listed.split(b"\0") if name}
+        for module in [name for name in names if (source / name / ".git").exists()]:
+            names |= {module / name for name in _source_files(source / module)}
     else:
         names = set()
         for folder, folders, here in os.walk(source):
@@ -187,7 +227,7 @@ def _source_files(source: Path) -> Iterator[Path]:
 def _digest(build: Build, source: Path, files: list[Path]) -> str:
     """SHA-256 over the way of building, the platform and every file's path, mode and content."""
     total = hashlib.sha256()
-    way = build.model_dump(mode="json", exclude={"within", "source"})
+    way = build.model_dump(mode="json", exclude={"within", "source", "git"})
     interpreter = sys.version_info[:2] if build.python else None
     total.update(json.dumps([way, platform.machine(), interpreter], sort_keys=True).encode())
     for name in files:
@@ -202,21 +242,15 @@ def _digest(build: Build, source: Path, files: list[Path]) -> str:
     return total.hexdigest()[:32]
 
 
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without what tells one machine or moment from another."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime = 0
+    return member
+
+
 def _copy(source: Path, files: list[Path], target: Path) -> None:
     for name in files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target / name, follow_symlinks=False)
-
-
-def version_of(folder: Path) -> str:
-    """What git calls the source; 'unversioned' outside of a repository."""
-    described = _git(folder, "describe", "--always", "--dirty", "--tags")
-    return described.decode().strip() if described else "unversioned"
-
-
-def _git(folder: Path, *words: str) -> bytes | None:
-    """What git says of a folder; None outside of a repository and where there is no git."""
-    if not shutil.which("git"):
-        return None
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
-    return done.stdout if done.returncode == 0 else None

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from policy.notice import Notice
@@ -77,3 +78,21 @@ class Notifier(Protocol):
 
     def record(self, notice: Notice) -> None:
         """Into the log of notifications."""
+
+
+@runtime_checkable
+class ObjectStore(Protocol):
+    """Keeps things beyond the life of a machine. Keys are paths without a leading slash. Raises
+    Unreachable when it does not answer, NotAllowed when it does not let us in."""
+
+    def put(self, key: str, content: bytes | Path) -> None:
+        """Store these bytes, or this file, whole or not at all; what was there is replaced."""
+
+    def get(self, key: str) -> bytes | None:
+        """None when there is no such object."""
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Key -> bytes of every object whose key begins so."""
+
+    def delete(self, key: str) -> None:
+        """Also when it is not there."""
