@@ -95,11 +95,12 @@ def stage(folder: Path) -> Iterator[Stage]:
     home = folder / "home"
     home.mkdir()
     chosen: list[int] = []
-    for usual in (18080, 18081, 14200):
+    for usual in (18080, 18081, 14200, 18333):
         while listens(usual) or usual in chosen:
             usual += 10
         chosen.append(usual)
-    ports = Ports(web=chosen[0], router_api=chosen[1], prefect=chosen[2])
+    names = ("web", "router_api", "prefect", "object_store")
+    ports = Ports.model_validate(dict(zip(names, chosen, strict=True)))
     os.environ["DAFNCK_HOME"] = str(home)
     with brought_down_if_we_die(home):
         stack = local_stack.up(home, ports, lambda part: print(f"  {part}", file=sys.stderr))

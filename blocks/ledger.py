@@ -4,6 +4,7 @@ Every method is one transaction. How it is opened: ledger_store.py; who may chan
 ledger_leases.py.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -311,6 +312,13 @@ class Ledger(Leases):
         query = sa.select(releases.c.artifact).where(releases.c.removed_at.is_(None))
         with self._reading() as db:
             return set(db.execute(query).scalars())
+
+    def folders_in_use(self) -> set[str]:
+        """Where the service files of the releases lie that may run again."""
+        query = sa.select(releases.c.content).where(releases.c.removed_at.is_(None))
+        with self._reading() as db:
+            contents = db.execute(query).scalars().all()
+        return {str(json.loads(content).get("folder", "")) for content in contents} - {""}
 
     def stable(self, service: str, environment: str) -> str | None:
         query = sa.select(stables.c.release_id).where(

@@ -1,11 +1,15 @@
 """A platform is a bundle of the three ports; here they are put together."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from blocks.local_processes import LocalProcesses
 from blocks.ports import TrafficMetrics, TrafficRouter, Workloads
+from blocks.running import inspect
 from blocks.stack import Stack
 from blocks.traefik import TraefikMetrics, TraefikRouter
+from policy.provenance import Link
 from policy.release import Release
 
 
@@ -15,6 +19,7 @@ class Platform:
     router: TrafficRouter
     metrics: TrafficMetrics
     web_port: int  # of the router on loopback, for releases without a port of their own
+    inspect: Callable[[Release], Iterator[Link]] = lambda release: iter(())  # what it runs
 
     def url_of(self, release: Release) -> str:
         """Where requests for this release come in, with its Host header."""
@@ -28,4 +33,5 @@ def local_platform(stack: Stack, service: str, environment: str) -> Platform:
         TraefikRouter(stack.dynamic, stack.router_api_url, service, environment),
         TraefikMetrics(stack.router_api_url),
         stack.ports.web,
+        partial(inspect, stack),
     )

@@ -11,6 +11,7 @@ from blocks.files import write_atomically
 from policy.errors import BadInput, Unreachable
 
 LEDGER_URL = "secrets/ledger-url"
+STORE_URL = "secrets/object-store-url"
 
 
 class Ports(BaseModel):
@@ -18,6 +19,8 @@ class Ports(BaseModel):
     router_api: int = 8081
     prefect: int = 4200
     services: list[int] = []  # of the router, each for one service alone
+    object_store: int = 8333  # S3
+    store_parts: list[int] = []  # between the parts of the object store; chosen by `up`
 
 
 class Stack(BaseModel):
@@ -26,6 +29,7 @@ class Stack(BaseModel):
     home: Path
     ports: Ports
     ledger_url: str = Field(repr=False)
+    store_url: str | None = None  # of an object store; default: the stack's own
 
     @property
     def dynamic(self) -> Path:
@@ -80,6 +84,24 @@ class Stack(BaseModel):
         return self.home / "secrets" / "prefect-auth"
 
     @property
+    def secrets(self) -> Path:
+        return self.home / "secrets"
+
+    @property
+    def keys(self) -> Path:
+        """Public keys whose signatures count."""
+        return self.home / "keys"
+
+    @property
+    def checkouts(self) -> Path:
+        return self.home / "checkouts"
+
+    @property
+    def store_credentials(self) -> Path:
+        """Of the stack's own object store, in the form that SeaweedFS reads."""
+        return self.secrets / "object-store.json"
+
+    @property
     def prefect_api_url(self) -> str:
         return f"http://127.0.0.1:{self.ports.prefect}/api"
 
@@ -91,6 +113,7 @@ class Stack(BaseModel):
         write_atomically(self.home / "stack.json", self.ports.model_dump_json(indent=2) + "\n")
         # May hold a password.
         write_atomically(self.home / LEDGER_URL, self.ledger_url + "\n", 0o600)
+        write_atomically(self.home / STORE_URL, (self.store_url or "") + "\n", 0o600)
 
 
 def stack_home() -> Path:
@@ -99,12 +122,17 @@ def stack_home() -> Path:
 
 
 def stack_at(home: Path, ports: Ports) -> Stack:
-    """The ledger: $DAFNCK_LEDGER_URL, or what `up` was last told, or a SQLite file in the home."""
-    remembered = home / LEDGER_URL
-    url = os.environ.get("DAFNCK_LEDGER_URL")
-    if not url:
-        url = remembered.read_text().strip() if remembered.exists() else str(home / "ledger.db")
-    return Stack(home=home, ports=ports, ledger_url=url)
+    """The ledger: $DAFNCK_LEDGER_URL, or what `up` was last told, or a SQLite file in the home.
+    The object store likewise: $DAFNCK_OBJECT_STORE_URL, or the stack's own."""
+    ledger = _told("DAFNCK_LEDGER_URL", home / LEDGER_URL) or str(home / "ledger.db")
+    store = _told("DAFNCK_OBJECT_STORE_URL", home / STORE_URL) or None
+    return Stack(home=home, ports=ports, ledger_url=ledger, store_url=store)
+
+
+def _told(name: str, remembered: Path) -> str:
+    if url := os.environ.get(name):
+        return url
+    return remembered.read_text().strip() if remembered.exists() else ""
 
 
 def open_stack(home: Path | None = None) -> Stack:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments import gate_commands, notify_commands
+from deployments import gate_commands, notify_commands, provenance_commands
 
 app = typer.Typer(
     name="dafnck",
@@ -24,6 +24,9 @@ app = typer.Typer(
 
 app.add_typer(notify_commands.app, name="notify")
 app.add_typer(gate_commands.scan_db, name="scan-db")
+app.command()(provenance_commands.keygen)
+app.command()(provenance_commands.verify)
+app.command()(provenance_commands.discard)
 
 File = Annotated[Path, typer.Argument(help="the service file")]
 Env = Annotated[str | None, typer.Option("--env", help="environment of the service file")]
@@ -60,6 +63,9 @@ def up(
     web_port: Annotated[int | None, typer.Option(help="where requests come in (8080)")] = None,
     router_api_port: Annotated[int | None, typer.Option(help="of Traefik's API (8081)")] = None,
     prefect_port: Annotated[int | None, typer.Option(help="of Prefect's UI and API (4200)")] = None,
+    object_store_port: Annotated[
+        int | None, typer.Option(help="of the object store's S3 (8333)")
+    ] = None,
     listen: Annotated[
         list[int] | None, typer.Option(help="a port of the router for one service alone")
     ] = None,
@@ -74,7 +80,12 @@ def up(
         ports = open_stack(home).ports
     except Unreachable:
         ports = Ports()
-    given = {"web": web_port, "router_api": router_api_port, "prefect": prefect_port}
+    given = {
+        "web": web_port,
+        "router_api": router_api_port,
+        "prefect": prefect_port,
+        "object_store": object_store_port,
+    }
     changed: dict[str, Any] = {name: port for name, port in given.items() if port is not None}
     changed["services"] = sorted({*ports.services, *(listen or [])})
     home.mkdir(parents=True, exist_ok=True)
@@ -144,34 +155,46 @@ def release(
     override_freeze: Annotated[
         str | None, typer.Option(help="begin in a freeze window, and why: for the record")
     ] = None,
+    git: Annotated[
+        str | None, typer.Option(help="a repository; FILE is then a path within it")
+    ] = None,
+    commit: Annotated[str | None, typer.Option(help="of it, the whole id")] = None,
     here: Here = False,
     wait: Follow = True,
     as_json: Json = False,
 ) -> None:
-    """Release a service as its file says."""
+    """Release a service as its file says, from this machine or from git at a commit."""
     import time
     from getpass import getuser
 
-    from blocks.builder import version_of
+    from blocks.checkouts import Checkouts, version_of
     from blocks.ledger import Ledger
     from blocks.stack import open_stack
     from deployments import follow
+    from policy.errors import BadInput
     from tasks.frozen import none_frozen, outside_freeze
     from tasks.read import configuration, read_service
     from tasks.site import site_of_file
 
+    stack = open_stack()
+    there = str(file)
+    if git or commit:
+        if not (git and commit):
+            raise BadInput("--git and --commit go together; nothing was changed")
+        file = Checkouts(stack.checkouts).service_file(git, commit, there)
     file = file.absolute()
     wanted, env = read_service(file, env)
     configuration(wanted, env, file)
-    stack = open_stack()
     ledger = Ledger(stack.ledger_url)
     site = site_of_file(stack, ledger, wanted, env, file)
     override = _said(override_freeze, "--override-freeze")
     outside_freeze(wanted, env, time.time(), override)
     none_frozen(site)
-    version = version or version_of(file.parent)
+    version = version or (commit or "")[:12] or version_of(file.parent)
     parameters = {
-        "service_file": str(file),
+        "service_file": there if git else str(file),
+        "git": git,
+        "commit": commit,
         "environment": env,
         "version": version,
         "freeze_override": override,

@@ -200,7 +200,7 @@ def _wipe(home: Path) -> None:
 
 def _free_ports() -> Ports:
     """The usual ports where they are free."""
-    wanted = Ports().model_dump(exclude={"services"})
+    wanted = Ports().model_dump(exclude={"services", "store_parts"})
     chosen: dict[str, int] = {}
     for name, port in wanted.items():
         while listens(port) or port in chosen.values():

@@ -17,16 +17,18 @@ from blocks.files import locked, write_atomically
 from blocks.ledger import Ledger
 from blocks.prefect_api import PrefectApi
 from blocks.processes import Process, unmarked
+from blocks.signing import Keys
 from blocks.stack import Ports, Stack, listens, stack_at
 from blocks.supervisor import Program, Supervisor
 from blocks.traefik import LATENCY_BUCKETS, shared_document
+from deployments import seaweedfs
 from policy.errors import BadInput, DafnckError, Refused, Unreachable
 from tasks.lease import held_lease
 from tasks.put_back import make_room, no_way_back, patiently, unfinished_first
 from tasks.site import Site, local_site
 
 TRAEFIK, SERVER, WORKER = "traefik", "prefect-server", "prefect-worker"
-GUARD = "dafnck-guard"
+GUARD, STORE = "dafnck-guard", "object-store"
 WORK_POOL = "dafnck-local"
 TARGETS = "DAFNCK_NOTIFY_"  # of notifications: $DAFNCK_NOTIFY_…
 HERE = Path(__file__).parent
@@ -42,6 +44,9 @@ def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
         stack = stack_at(home, ports)
         supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
         runs = supervisor.answers()
+        if stack.store_url is None:
+            stored = _is_alive(stack, supervisor.programs() if runs else {}, STORE)
+            stack = stack.model_copy(update={"ports": seaweedfs.with_parts(ports, stored)})
         _check_ports(stack, supervisor if runs else None)
         for folder in (
             stack.dynamic,
@@ -54,6 +59,7 @@ def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
             folder.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)
         _write_secret(stack)
+        _have_signing_key(stack)
         stack.save()  # with the ledger's place, so that no shell must know it
         changed = _write_traefik(stack)
         if not runs:
@@ -67,6 +73,12 @@ def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
         _run(stack, supervisor, GUARD, _guard_spec(), grace_seconds=2)
         said("services")
         troubles = resume_services(stack)
+        if stack.store_url is None:
+            said("object store")
+            seaweedfs.write_credentials(stack)
+            _run(stack, supervisor, STORE, seaweedfs.argv(stack), grace_seconds=10)
+        elif STORE in supervisor.programs():
+            supervisor.remove(STORE, 10)
         said("Prefect server")
         _run(stack, supervisor, SERVER, _server_spec(stack), grace_seconds=5)
         with PrefectApi(stack.prefect_api_url, prefect_auth(stack)) as api:
@@ -74,6 +86,8 @@ def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
             said("deployments and worker")
             _register(stack, api)
         _run(stack, supervisor, WORKER, _worker_spec(), grace_seconds=10)
+        if stack.store_url is None:
+            _wait(lambda: listens(stack.ports.object_store), STORE, stack, 60)
     if troubles:
         raise troubles[0]
     return stack
@@ -244,10 +258,14 @@ def _environment(stack: Stack, name: str) -> dict[str, str]:
     prefixes = ("UV_", "PIP_", "HTTP_", "HTTPS_", "NO_PROXY", "http_", "https_", "no_proxy")
     passed = (*prefixes, TARGETS)
     environment |= {k: v for k, v in os.environ.items() if k.startswith(passed)}
-    if name == TRAEFIK:
+    if name in (TRAEFIK, STORE):
         return {}
     environment |= prefect_environment(stack)
     environment["DAFNCK_LEDGER_URL"] = stack.ledger_url  # whatever the next shell says
+    if stack.store_url:
+        environment["DAFNCK_OBJECT_STORE_URL"] = stack.store_url
+        # Its credentials are boto3's own.
+        environment |= {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
     if name == SERVER:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = environment["PREFECT_API_AUTH_STRING"]
         del environment["PREFECT_API_URL"]
@@ -354,6 +372,13 @@ def _write_secret(stack: Stack) -> None:
         write_atomically(stack.prefect_auth_file, f"dafnck:{secrets.token_urlsafe(24)}\n", 0o600)
 
 
+def _have_signing_key(stack: Stack) -> None:
+    keys = Keys(stack.secrets, stack.keys)
+    if not keys.there():
+        keys.make()
+    keys.trust_own()  # also one that a mounted secret brought anew
+
+
 def prefect_auth(stack: Stack) -> str:
     return stack.prefect_auth_file.read_text().strip()
 
@@ -430,10 +455,14 @@ def _check_ports(stack: Stack, supervisor: Supervisor | None) -> None:
     if _is_alive(stack, programs, SERVER):
         saved = Ports.model_validate_json((stack.home / "stack.json").read_text())
         ours.add(saved.prefect)
+    if _is_alive(stack, programs, STORE):
+        before = Ports.model_validate_json((stack.home / "stack.json").read_text())
+        ours |= {before.object_store, *before.store_parts}
     wanted = {
         stack.ports.web: "requests (--web-port)",
         stack.ports.router_api: "the router's API (--router-api-port)",
         stack.ports.prefect: "Prefect (--prefect-port)",
+        **({} if stack.store_url else {stack.ports.object_store: "objects (--object-store-port)"}),
         **dict.fromkeys(stack.ports.services, "one service alone (--listen)"),
     }
     for port, purpose in wanted.items():

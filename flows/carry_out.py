@@ -33,6 +33,7 @@ from tasks.notify import decided, tell
 from tasks.prefect_run import OwnRun
 from tasks.publish import Publisher
 from tasks.site import Site
+from tasks.smoke import smoke_test
 
 log = logging.getLogger("dafnck")
 log.setLevel(logging.INFO)  # these lines are the story that Prefect's UI shows
@@ -94,6 +95,8 @@ def carry_out(
                     ready = workloads.start_replicas(site, rollout.id, new, replicas, still_good)
                     on = eyes.known.shares.get(new.id, 0) > 0
                     traffic.preview(site, rollout, new, ready, cohort_on=on)
+                    if not on:
+                        smoke_test(site, rollout, new, still_good, preview=True)
                 case Shift(share):
                     progress.no_way_back = plan.no_way_back(max(share, eyes.peak))
                     traffic.shift_traffic(site, rollout, new, share, eyes)
@@ -102,6 +105,8 @@ def carry_out(
                 case ShrinkStable(replicas):
                     workloads.shrink_stable(site, rollout, replicas, still_good)
                 case Promote(reason):
+                    # While the old release still runs: failing, all goes back to it at once.
+                    smoke_test(site, rollout, new, still_good, preview=False)
                     progress.promoted = True  # or about to be: nobody can say when this is cut off
                     traffic.promote(site, rollout, new, reason)
                 case Finish():

@@ -5,20 +5,21 @@ from typing import Any
 
 from prefect import State, flow
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
-from blocks.builder import version_of
+from blocks.checkouts import version_of
 from blocks.ledger import Ledger
 from blocks.stack import open_stack
 from flows import hooks
 from flows.carry_out import carry_out, whole_or_nothing
+from flows.ended import failed, not_promoted
 from flows.prove import prove
 from policy.errors import DafnckError
 from policy.notice import Event
 from policy.release import Phase, RolloutRecord
 from policy.rollout import plan
 from policy.service_file import ServiceFile
-from tasks.build import build_artifact, write_release
+from tasks.build import build_artifact, store_artifact, store_attestations, write_release
 from tasks.frozen import none_frozen, outside_freeze
 from tasks.lease import held_lease
 from tasks.notify import tell, wanted_by
@@ -27,14 +28,20 @@ from tasks.publish import reported
 from tasks.put_back import unfinished_first
 from tasks.read import read_service
 from tasks.site import Site, site_of_file
+from tasks.source import source_file
 from tasks.workloads import prune
+
+SHORT = 12  # digits of a commit, as a version
 
 
 def _name() -> str:
     given = flow_run.parameters
     file = Path(given["service_file"])
-    version = given.get("version") or version_of(file.parent)
-    wanted, environment = read_service(file, given.get("environment"))
+    commit = given.get("commit") or ""
+    if given.get("git") and given.get("content") is None:
+        return f"{file} of {given['git']} at {commit[:SHORT]}"  # not here yet
+    version = given.get("version") or commit[:SHORT] or version_of(file.parent)
+    wanted, environment = read_service(file, given.get("environment"), given.get("content"))
     return f"{wanted.service} {version} → {environment}"
 
 
@@ -60,30 +67,36 @@ def release(
     version: str | None = None,
     freeze_override: str | None = None,
     by: str = "somebody in the Prefect UI",
+    git: str | None = None,
+    commit: str | None = None,
+    content: str | None = None,
 ) -> State[Any]:
     """Release a service as its file says.
 
     Args:
-        service_file: path of `dafnck.yaml` on the machine of the worker
+        service_file: path of `dafnck.yaml` on the machine of the worker, or within the repository
         environment: which of its environments; may be left out when there is only one
         version: what people call this release; default: what git calls the source
         freeze_override: why it may begin although a freeze window is open
         by: who says so, for the record
+        git: URL of a repository, of which a clean checkout is released; without a password
+        commit: the whole id of the commit, with git
+        content: what the service file says, when it says something else than in that commit
     """
-    file = Path(service_file).absolute()
     ledger = Ledger((stack := open_stack()).ledger_url)
     try:
+        file = source_file(stack, service_file, git, commit, content)
         wanted, environment = read_service(file, environment)
         site = site_of_file(stack, ledger, wanted, environment, file)
-        version = version or version_of(file.parent)
+        version = version or (commit or "")[:SHORT] or version_of(file.parent)
         rollout = _release(site, wanted, file, version, (freeze_override or "").strip(), by)
     except DafnckError as error:
-        return Failed(message=str(error))
+        return failed(error)
     finally:
         ledger.close()
     if rollout.phase is Phase.PROMOTED:
         return Completed(message=f"{rollout.release_id} serves: {rollout.reason}")
-    return Failed(message=f"{rollout.phase}: {rollout.reason}")
+    return not_promoted(rollout)
 
 
 def _release(
@@ -108,7 +121,8 @@ def _release(
         tell(site, rollout, Event.START, f"{wanted.rollout.strategy}, asked for by {by}")
         publisher.rollout_id = rollout.id
         with whole_or_nothing(site, rollout) as progress:
-            digest = build_artifact(site, rollout.id, wanted, file.parent)
+            digest = build_artifact(site, rollout.id, wanted, file)
+            store_attestations(site, digest, return_state=True)  # `dafnck verify` tells if not
             new = write_release(site, rollout.id, wanted, file, digest, version)
             prove(site, rollout, wanted, file, digest, publisher)
             site.ledger.set_phase(rollout.id, Phase.STARTING)
@@ -122,5 +136,7 @@ def _release(
             )
             carry_out(site, rollout, new, steps, lease, publisher, progress)
         # What serves now is decided: a failure to tidy up is told in Prefect, no more.
+        if site.ledger.rollout(rollout.id).phase is Phase.PROMOTED:
+            store_artifact(site, digest, return_state=True)
         prune(site, wanted.rollout.keep, return_state=True)
     return site.ledger.rollout(rollout.id)

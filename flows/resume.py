@@ -4,12 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 from prefect import State, flow
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from blocks.ledger import Ledger
 from blocks.stack import open_stack
 from flows import hooks
 from flows.carry_out import carry_out, whole_or_nothing
+from flows.ended import failed, not_promoted
 from policy.errors import DafnckError, Refused
 from policy.release import Phase, RolloutRecord
 from policy.rollout import accepted, plan
@@ -41,12 +42,12 @@ def resume(service: str, environment: str, by: str = "somebody in the Prefect UI
     try:
         rollout = _resume(local_site(stack, ledger, service, environment), by)
     except DafnckError as error:
-        return Failed(message=str(error))
+        return failed(error)
     finally:
         ledger.close()
     if rollout.phase is Phase.PROMOTED:
         return Completed(message=f"{rollout.release_id} serves: {rollout.reason}")
-    return Failed(message=f"{rollout.phase}: {rollout.reason}")
+    return not_promoted(rollout)
 
 
 def _led_again(frozen: RolloutRecord) -> RolloutRecord:

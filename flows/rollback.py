@@ -3,12 +3,13 @@
 from typing import Any
 
 from prefect import State, flow
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from blocks.ledger import Ledger
 from blocks.stack import open_stack
 from flows import hooks
 from flows.carry_out import carry_out, whole_or_nothing
+from flows.ended import failed, not_promoted
 from policy.errors import DafnckError, Refused
 from policy.notice import Event
 from policy.release import Phase, RolloutRecord
@@ -57,14 +58,14 @@ def rollback(
         site = local_site(stack, ledger, service, environment)
         done = _rollback(site, to, only_unfinished, (unsafe_reason or "").strip(), by)
     except DafnckError as error:
-        return Failed(message=str(error))
+        return failed(error)
     finally:
         ledger.close()
     if isinstance(done, str):
         return Completed(message=done)
     if done.phase is Phase.PROMOTED:
         return Completed(message=f"{done.release_id} serves again")
-    return Failed(message=f"{done.phase}: {done.reason}")
+    return not_promoted(done)
 
 
 def _rollback(
@@ -99,7 +100,7 @@ def _rollback(
         publisher.rollout_id = rollout.id
         with whole_or_nothing(site, rollout) as progress:
             site.ledger.set_phase(rollout.id, Phase.STARTING)
-            # No judge and no baking: a person, or a failure, has judged already.
+            # No judge, no baking, no smoke tests: a person, or a failure, has judged already.
             way = Rollout(strategy="blue-green", sticky=target.rollout.sticky)
             steps = plan(
                 way,
@@ -107,7 +108,7 @@ def _rollback(
                 stable_replicas=0 if rollout.stable_id else None,
                 now=site.clock(),
             )
-            unjudged = target.model_copy(update={"rollout": way})
+            unjudged = target.model_copy(update={"rollout": way, "smoke": ()})
             carry_out(site, rollout, unjudged, steps, lease, publisher, progress)
         prune(site, target.rollout.keep, return_state=True)
     return site.ledger.rollout(rollout.id)

@@ -47,3 +47,10 @@ class Unreachable(DafnckError):
 
 class LeaseLost(DafnckError):
     """Another process took over this rollout: this one must not act any more."""
+
+
+def state_name(error: DafnckError) -> str:
+    """Of the state in which Prefect shows a flow that ended so."""
+    if isinstance(error, RolledBack):
+        return "RolledBack"
+    return {1: "Refused", 2: "BadInput"}.get(error.exit_code, "Failed")

@@ -1,10 +1,10 @@
-"""What a team wants done with an artifact before it is released: tests and scans."""
+"""What a team wants done with an artifact before it serves: tests, scans, smoke tests."""
 
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from policy.part import Command, Part
+from policy.part import Command, HeaderValue, Part, in_arguments
 from policy.quantities import Seconds
 
 CheckName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,34}[a-z0-9])?$")]
@@ -37,6 +37,40 @@ class Suite(Part):
         if "{junit}" not in str(command):
             raise ValueError("must name {junit}, the file for its results: --junitxml={junit}")
         return command
+
+
+class SmokeTest(Part):
+    """Asked of the new release before it has traffic, and again when it has all of it."""
+
+    get: str | None = Field(None, pattern=r"^/\S*$", description="path, asked by GET")
+    status: int = Field(200, ge=100, le=599, description="of the answer")
+    header: HeaderValue | None = Field(
+        None, description="that the answer must have, its value holding this text"
+    )
+    body: str | None = Field(None, min_length=1, description="text that the answer must hold")
+    command: Command | None = Field(
+        None,
+        description="instead: a command that exits 0, beside the service file; URL is a replica's, "
+        "ROUTER_URL, HOST and ROUTER_HEADER lead through the router",
+    )
+    within: Seconds = Field(5.0, gt=0, description="the whole answer must be there by then")
+
+    @field_validator("command")
+    @classmethod
+    def _readable(cls, command: Command | None) -> Command | None:
+        return None if command is None else in_arguments(command)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "SmokeTest":
+        if (self.get is None) == (self.command is None):
+            raise ValueError("needs exactly one of get, command")
+        asked = self.model_fields_set & {"status", "header", "body"}
+        if self.command is not None and asked:
+            raise ValueError(f"{min(asked)}: only of an answer to get; the command judges itself")
+        return self
+
+    def __str__(self) -> str:
+        return f"GET {self.get}" if self.get else f"command {self.command}"
 
 
 class Tool(Part):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from policy.pipeline import SmokeTest
 from policy.service_file import Rollout, Route, Run
 
 
@@ -20,10 +21,12 @@ class Release(BaseModel):
     service: str
     environment: str
     version: str
-    artifact: str  # digest of what was built; names its directory
+    artifact: str  # digest of what went into it; names its directory
+    content: str = ""  # SHA-256 of what came out, as its provenance names it
     run: Run
     route: Route
     rollout: Rollout
+    smoke: tuple[SmokeTest, ...] = ()
     folder: str = ""  # of its service file, where commands of its judge run
     files: dict[str, bytes] = {}  # configuration: path in the working directory -> content
     created_at: float  # seconds since the epoch

@@ -24,8 +24,8 @@ from policy.freeze_window import FreezeText
 from policy.gates import Gates
 from policy.judge import Judge
 from policy.notice import Notify
-from policy.part import Command, Part, in_arguments
-from policy.pipeline import Scans, Suite
+from policy.part import Command, CookieValue, HeaderValue, Part, in_arguments
+from policy.pipeline import Scans, SmokeTest, Suite
 from policy.quantities import Bytes, Percent, Seconds, in_words
 
 DEFAULT_ENVIRONMENT = "local"
@@ -34,33 +34,6 @@ DEFAULT_ENVIRONMENT = "local"
 # can get the same name, and with these lengths every platform takes it (63 characters).
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,34}[a-z0-9])?$")]
 EnvironmentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,19}$")]
-
-
-def _one_key_of(kind: str, keys: str, value: Any) -> Any:
-    if isinstance(value, str):
-        name, sign, content = value.partition(":" if kind == "header" else "=")
-        if not sign or not name.strip() or not content.strip():
-            raise ValueError(f"write {keys}")
-        return {"name": name.strip(), "value": content.strip()}
-    return value
-
-
-class NamedValue(Part):
-    name: str = Field(pattern=r"^[A-Za-z0-9!#$&'*+.^_|~-]+$", description="the name")
-    value: str = Field(pattern=r"^[^`\r\n]+$", description="the exact value")
-
-
-_TWO_WAYS = {"anyOf": [{"type": "string"}, NamedValue.model_json_schema()]}
-HeaderValue = Annotated[
-    NamedValue,
-    BeforeValidator(lambda value: _one_key_of("header", "'X-Beta: yes'", value)),
-    WithJsonSchema(_TWO_WAYS | {"description": "a header: 'X-Beta: yes'"}),
-]
-CookieValue = Annotated[
-    NamedValue,
-    BeforeValidator(lambda value: _one_key_of("cookie", "'beta=yes'", value)),
-    WithJsonSchema(_TWO_WAYS | {"description": "a cookie: 'beta=yes'"}),
-]
 
 
 class PythonBuild(Part):
@@ -81,11 +54,23 @@ class PythonBuild(Part):
         return self
 
 
+class GitSource(Part):
+    """A source of somebody else's, or of another repository than the service file's."""
+
+    url: str = Field(min_length=1, description="of the repository, without a password or token")
+    commit: str = Field(
+        pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$", description="the whole id of the commit"
+    )
+
+
 class Build(Part):
     """How the artifact comes about. The source and this section decide its name, so the same is
     built once; what unpinned requirements resolve to is not part of that: pin them."""
 
     source: str = Field(".", description="directory of the source, from the service file's place")
+    git: GitSource | None = Field(
+        None, description="a clean checkout instead; `source` is a directory in it"
+    )
     python: PythonBuild | None = Field(None, description="a Python application")
     command: Command | None = Field(
         None, description="a command that fills the directory {out}; runs in a copy of the source"
@@ -334,6 +319,7 @@ class Override(Part):
     run: Mapping[str, Any] | None = None
     route: Mapping[str, Any] | None = None
     tests: list[Any] | None = None
+    smoke: list[Any] | None = None
     scan: Mapping[str, Any] | None = None
     gates: Mapping[str, Any] | None = None
     rollout: Mapping[str, Any] | None = None
@@ -351,6 +337,9 @@ class ServiceFile(Part):
     route: Route = Field(default_factory=Route, description="where requests come in")
     tests: list[Suite] = Field(
         default_factory=list, description="what is run on the artifact before it is released"
+    )
+    smoke: list[SmokeTest] = Field(
+        default_factory=list, description="what is asked of it before and when it has the traffic"
     )
     scan: Scans | None = Field(None, description="what looks for danger in it; default: nothing")
     gates: Gates = Field(

@@ -1,24 +1,90 @@
-"""Builds the artifact of a release, or finds that it was built before."""
+"""Builds the artifact of a release, or finds that it was built before; says under signature what it
+is and what it was made from."""
 
+import logging
+import platform
+from importlib.metadata import version as version_of_package
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from blocks.checkouts import revision
+from blocks.trivy import NoSbom
+from policy.errors import Refused
+from policy.provenance import Made
 from policy.release import Release
 from policy.service_file import ServiceFile
+from tasks.prefect_run import flow_run_id
 from tasks.read import configuration
 from tasks.retrying import when_unreachable
 from tasks.site import Site
+from tasks.source import source_folder
+
+log = logging.getLogger("dafnck")
 
 
-@task(cache_policy=NO_CACHE)
-def build_artifact(site: Site, rollout_id: int, wanted: ServiceFile, folder: Path) -> str:
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
+def build_artifact(site: Site, rollout_id: int | None, wanted: ServiceFile, file: Path) -> str:
     """Build what the service file asks for. -> digest. Raises BuildFailed with the last lines."""
-    with site.ledger.act(rollout_id, "build") as said:
-        digest, reused = site.builder.build(wanted.build, folder)
+    with site.act(rollout_id, "build") as said:
+        folder = source_folder(site, wanted, file)
+        place = folder / wanted.build.source
+
+        def attest(digest: str, artifact: Path, started: float) -> None:
+            made = Made(
+                artifact=digest,
+                build=wanted.build.model_dump(mode="json", exclude_defaults=True),
+                revision=revision(place),
+                started_at=started,
+                finished_at=site.clock(),
+                builder=platform.node(),
+                invocation=flow_run_id() or "",
+                versions={
+                    "dafnck": version_of_package("dafnck"),
+                    "python": platform.python_version(),
+                },
+            )
+            sbom = _sbom(site, wanted, artifact)
+            site.attestations.attest(artifact, made, sbom=sbom)
+
+        digest, reused = site.builder.build(wanted.build, folder, attest)
         said["artifact"] = f"{digest} ({'built before' if reused else 'built'})"
     return digest
+
+
+def _sbom(site: Site, wanted: ServiceFile, artifact: Path) -> bytes | None:
+    """None where there is no Trivy and none is asked for."""
+    try:
+        return site.trivy.sbom(artifact, within_seconds=wanted.build.within)
+    except NoSbom as why:
+        if wanted.scan is not None and wanted.scan.trivy:
+            raise Refused(
+                f"the artifact gets no SBOM: {why}; nothing was started, what served serves"
+            ) from None
+        log.warning("the artifact gets no SBOM: %s", why)
+        return None
+
+
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
+def store_attestations(site: Site, digest: str) -> None:
+    """What is said of an artifact, into the object store; what is there already stays."""
+    prefix = f"artifacts/{digest}/"
+    there = site.store.sizes(prefix)
+    for path in site.attestations.files(digest):
+        if there.get(prefix + path.name) != path.stat().st_size:
+            site.store.put(prefix + path.name, path)
+
+
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
+def store_artifact(site: Site, digest: str) -> None:
+    """The artifact itself, once it serves: another machine, or this one after a loss, starts from
+    there."""
+    key = f"artifacts/{digest}/artifact.tar.gz"
+    if key in site.store.sizes(key):
+        return
+    with site.builder.packed(digest) as archive:
+        site.store.put(key, archive)
 
 
 @task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
@@ -33,9 +99,11 @@ def write_release(
             environment=site.environment,
             version=version,
             artifact=digest,
+            content=site.attestations.content(digest),
             run=wanted.run,
             route=wanted.route,
             rollout=wanted.rollout,
+            smoke=tuple(wanted.smoke),
             folder=str(file.parent.absolute()),
             files=configuration(wanted, site.environment, file),
             created_at=site.clock(),

@@ -22,14 +22,14 @@ from policy.gates import (
 )
 from policy.judge import CustomMetric, Judge, Synthetic, read_requests
 from policy.notice import Notify
-from policy.part import Part
-from policy.pipeline import Scans, Suite, Tool
+from policy.part import NamedValue, Part
+from policy.pipeline import Scans, SmokeTest, Suite, Tool
 from policy.service_file import (
     Build,
     Cohort,
+    GitSource,
     Health,
     Limits,
-    NamedValue,
     Override,
     PythonBuild,
     Rollout,
@@ -42,12 +42,14 @@ from policy.service_file import (
 
 PARTS: dict[str, type[BaseModel]] = {
     "build": Build,
+    "git": GitSource,
     "python": PythonBuild,
     "run": Run,
     "health": Health,
     "limits": Limits,
     "route": Route,
     "tests": Suite,
+    "smoke": SmokeTest,
     "scan": Scans,
     "tools": Tool,
     "gates": Gates,
@@ -74,12 +76,15 @@ MAX_VALUES = 100_000
 Path_ = tuple[str | int, ...]
 
 
-def read_service(file: Path, environment: str | None = None) -> tuple[ServiceFile, str]:
+def read_service(
+    file: Path, environment: str | None = None, content: str | None = None
+) -> tuple[ServiceFile, str]:
     """-> (what is wanted, in which environment). `environment` may be left out when there is one.
+    `content`: what the file says, where it does not lie here.
 
     Raises BadInput with one line: file, line, key, what is wrong, the nearest known key.
     """
-    document = _load(file)
+    document = _load(file) if content is None else _parsed(content, file)
     names = environment_names(document)
     if environment is None:
         if len(names) > 1:
@@ -104,12 +109,14 @@ def configuration(service: ServiceFile, environment: str, file: Path) -> dict[st
     """Contents of the configuration files that the service names. Raises BadInput for any path of
     the file that leads nowhere."""
     source = file.parent / service.build.source
-    if not source.is_dir():
+    away = service.build.git is not None  # the worker sees whether it is there
+    if not away and not source.is_dir():
         raise mistake_at(file, environment, ("build", "source"), f"there is no directory {source}")
     python = service.build.python
-    if python and python.requirements and not (source / python.requirements).is_file():
+    wants = python and not away and python.requirements
+    if wants and not (source / wants).is_file():
         key = ("build", "python", "requirements")
-        raise mistake_at(file, environment, key, f"there is no file {source / python.requirements}")
+        raise mistake_at(file, environment, key, f"there is no file {source / wants}")
     read_waivers(service, environment, file)
     judge = service.rollout.judge
     if judge and judge.synthetic:
@@ -180,9 +187,6 @@ def _check_overrides(document: Mapping[str, Any]) -> None:
 
 
 def _load(file: Path) -> Mapping[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
     try:
         if file.stat().st_size > MAX_BYTES:
             raise BadInput(f"{file}: over {MAX_BYTES:,} bytes; this is no service file")
@@ -191,6 +195,15 @@ def _load(file: Path) -> Mapping[str, Any]:
         raise BadInput(f"{file}: byte {error.start} is not UTF-8 text") from None
     except OSError as error:
         raise BadInput(f"{file}: {error.strerror}") from None
+    return _parsed(text, file)
+
+
+def _parsed(text: str, file: Path) -> Mapping[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    if len(text) > MAX_BYTES:
+        raise BadInput(f"{file}: over {MAX_BYTES:,} bytes; this is no service file")
     try:
         document = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:

@@ -12,6 +12,7 @@ from policy.findings import Scan, Waived, waive
 from policy.service_file import ServiceFile
 from tasks.read import read_waivers
 from tasks.site import Site
+from tasks.source import source_folder
 
 
 @task(cache_policy=NO_CACHE)
@@ -26,7 +27,7 @@ def scan_artifact(
     scans = []
     with (
         site.ledger.act(rollout_id, "scan") as said,
-        site.builder.source_of(wanted.build, file.parent, digest) as source,
+        site.builder.source_of(wanted.build, source_folder(site, wanted, file), digest) as source,
     ):
         if wanted.scan.trivy:
             scans.append(

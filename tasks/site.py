@@ -1,15 +1,21 @@
 """Everything that one rollout acts on: a service in an environment, its platform, the ledger."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
+from typing import Any
 
+from blocks.attestations import Attestations
 from blocks.builder import Builder
+from blocks.checkouts import Checkouts
 from blocks.ledger import Ledger
 from blocks.notifications import Notifications
+from blocks.object_store import object_store
 from blocks.platforms import Platform, local_platform
-from blocks.ports import Notifier
+from blocks.ports import Notifier, ObjectStore
+from blocks.signing import Keys
 from blocks.stack import Stack, listens
 from blocks.trivy import Trivy
 from policy.service_file import ServiceFile
@@ -26,6 +32,9 @@ class Site:
         ledger: Ledger,
         platform: Platform,
         builder: Builder,
+        checkouts: Checkouts,
+        attestations: Attestations,
+        store: ObjectStore,
         reports: Path,
         evidence: Path,
         trivy: Trivy,
@@ -39,6 +48,9 @@ class Site:
         self.ledger = ledger
         self.platform = platform
         self.builder = builder
+        self.checkouts = checkouts
+        self.attestations = attestations
+        self.store = store
         self.reports = reports
         self.evidence = evidence  # what tests, scans and gates leave
         self.trivy = trivy
@@ -53,6 +65,15 @@ class Site:
         site.platform, site.token = platform, token
         return site
 
+    @contextmanager
+    def act(self, rollout_id: int | None, act: str, **detail: Any) -> Iterator[dict[str, Any]]:
+        """As the ledger's `act`; of what belongs to no rollout the ledger keeps nothing."""
+        if rollout_id is None:
+            yield {}
+            return
+        with self.ledger.act(rollout_id, act, **detail) as said:
+            yield said
+
     def __repr__(self) -> str:
         return f"{self.service} in {self.environment}"
 
@@ -64,6 +85,9 @@ def local_site(stack: Stack, ledger: Ledger, service: str, environment: str) -> 
         ledger=ledger,
         platform=local_platform(stack, service, environment),
         builder=Builder(stack.artifacts),
+        checkouts=Checkouts(stack.checkouts),
+        attestations=Attestations(stack.artifacts, Keys(stack.secrets, stack.keys)),
+        store=store_of(stack),
         reports=stack.reports,
         evidence=stack.evidence,
         trivy=Trivy(stack.scan_cache),
@@ -73,6 +97,7 @@ def local_site(stack: Stack, ledger: Ledger, service: str, environment: str) -> 
             stack.supervisor / "conf.d",
             stack.releases,
             stack.artifacts,
+            stack.checkouts,
             stack.reports,
             stack.evidence,
             stack.scratch,
@@ -103,3 +128,10 @@ def site_of_file(
             words = f"{port} is in use by another program; choose another"
         raise mistake_at(file, environment, ("route", "port"), words)
     return local_site(stack, ledger, wanted.service, environment)
+
+
+def store_of(stack: Stack) -> ObjectStore:
+    if stack.store_url:
+        return object_store(stack.store_url)
+    own = f"s3://dafnck?endpoint=http://127.0.0.1:{stack.ports.object_store}"
+    return object_store(own, stack.store_credentials)

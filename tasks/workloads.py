@@ -28,7 +28,12 @@ def start_replicas(
 ) -> Endpoints:
     """Have so many replicas ready: each answers its health check several times in a row.
 
+    What is started is what was built and signed: raises Refused, before anything is, for another.
     Raises NotReady with the reason that the platform knows; no traffic has moved then."""
+    with site.ledger.act(rollout_id, "verify", artifact=release.artifact) as said:
+        statement, key = site.attestations.verify(release.artifact, release.content or None)
+        commit = statement.source.digest.get("gitCommit", "no commit")
+        said["signed"] = f"by {key[:12]}, of {commit}"
     with site.ledger.act(rollout_id, "start", release=release.id, replicas=replicas):
         site.platform.workloads.start(release, replicas)
         return wait_ready(site, release, replicas, still_good)
@@ -100,4 +105,5 @@ def prune(site: Site, keep: int) -> list[str]:
         workloads.remove(release_id)
         ledger.mark_removed(release_id)
     site.builder.remove_unused(ledger.artifacts_in_use())
+    site.checkouts.remove_unused(ledger.folders_in_use())
     return drop

@@ -40,7 +40,11 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20) -> An
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     home = tmp_path_factory.mktemp("home")
     ports = Ports(
-        web=free_port(), router_api=free_port(), prefect=free_port(), services=[free_port()]
+        web=free_port(),
+        router_api=free_port(),
+        prefect=free_port(),
+        services=[free_port()],
+        object_store=free_port(),
     )
     old = os.environ.get("DAFNCK_HOME")
     os.environ["DAFNCK_HOME"] = str(home)

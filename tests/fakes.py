@@ -4,12 +4,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from blocks.attestations import Attestations
 from blocks.builder import Builder
+from blocks.checkouts import Checkouts
 from blocks.ledger import Ledger
+from blocks.object_store import FolderStore
 from blocks.platforms import Platform
+from blocks.signing import Keys
 from blocks.trivy import Trivy
 from policy.errors import NotApplied, Refused, Unreachable
 from policy.notice import Notice
+from policy.provenance import Made, Revision
 from policy.release import Endpoints, MatchRules, Phase, Release
 from policy.samples import Counters
 from policy.service_file import Rollout, Route, Run
@@ -164,6 +169,20 @@ def a_release(number: int = 0, **changes: object) -> Release:
     return release.model_copy(update=changes)
 
 
+def an_artifact(folder: Path, name: str = "abc") -> Attestations:
+    """Have the artifact of `a_release` lie there, built and signed. -> what was said of it"""
+    keys = Keys(folder / "secrets", folder / "keys")
+    if not keys.there():
+        keys.make()
+    artifact = folder / "artifacts" / name
+    if not artifact.exists():
+        (artifact / "app").mkdir(parents=True)
+        (artifact / "app" / "shop.py").write_text("print('shop')\n")
+        made = Made(name, {"command": "make"}, Revision(), 1.0, 2.0, "test")
+        Attestations(folder / "artifacts", keys).attest(artifact, made, sbom=None)
+    return Attestations(folder / "artifacts", keys)
+
+
 def a_site(
     folder: Path,
     clock: Callable[[], float] | None = None,
@@ -173,12 +192,16 @@ def a_site(
     clock = clock or Clock()
     router = FakeRouter()
     platform = Platform(FakeWorkloads(), router, FakeMetrics(router, clock), web_port=1)
+    attestations = an_artifact(folder)
     return Site(
         "shop",
         "prod",
         ledger=Ledger(str(folder / "ledger.db"), clock, monotonic, sleep),
         platform=platform,
         builder=Builder(folder / "artifacts"),
+        checkouts=Checkouts(folder / "checkouts"),
+        attestations=attestations,
+        store=FolderStore(folder / "store"),
         reports=folder / "reports",
         evidence=folder / "evidence",
         trivy=Trivy(folder / "trivy"),

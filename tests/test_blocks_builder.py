@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from blocks.builder import Builder, BuildFailed, version_of
+from blocks.builder import Builder, BuildFailed
+from blocks.checkouts import version_of
 from policy.errors import BadInput
 from policy.service_file import Build
 

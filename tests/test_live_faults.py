@@ -356,7 +356,12 @@ class TestLedgerOnASmallDisk:
         home = tmp_path_factory.mktemp("other")
         monkeypatch.setenv("DAFNCK_HOME", str(home))
         monkeypatch.setenv("DAFNCK_LEDGER_URL", str(disk / "ledger.db"))
-        ports = Ports(web=free_port(), router_api=free_port(), prefect=free_port())
+        ports = Ports(
+            web=free_port(),
+            router_api=free_port(),
+            prefect=free_port(),
+            object_store=free_port(),
+        )
         with brought_down_if_we_die(home):
             stack = local_stack.up(home, ports, lambda part: None)
             for name, value in local_stack.prefect_environment(stack).items():

@@ -106,7 +106,7 @@ def test_what_serves_does_not_wait_for_prefect(
     said: list[str] = []
     with pytest.raises(Unreachable, match="prefect-server does not answer"):
         local_stack.up(tmp_path, Ports(), said.append)
-    assert said == ["Traefik", "guard", "services", "Prefect server"]
+    assert said == ["Traefik", "guard", "services", "object store", "Prefect server"]
 
 
 def test_another_shell_restarts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

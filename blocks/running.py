@@ -1,0 +1,62 @@
+"""Do the processes of a release run what was built? Looked at from outside, as the kernel says."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from blocks import tree
+from blocks.stack import Stack
+from policy.provenance import Link
+from policy.release import Release
+
+MOST_TOLD = 3
+
+
+def inspect(stack: Stack, release: Release) -> Iterator[Link]:
+    """Its files, then each of its replicas."""
+    folder = stack.releases / release.id
+    if not (folder / "app").is_dir():
+        yield Link("replicas", None, "it was never started here, or was removed since")
+        return
+    changed, added = _changes(stack, release)
+    told = changed or added
+    more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    words = ", ".join(told[:MOST_TOLD]) + more
+    as_built = "the artifact's and its configuration's" + (f"; {words}" if words else "")
+    yield Link("files", not changed, words if changed else as_built)
+    specs = sorted(folder.glob("replica-*.json"))
+    for spec in specs:
+        yield _replica(spec, folder / "app")
+    if not specs:
+        yield Link("replicas", None, "none is wanted")
+
+
+def _changes(stack: Stack, release: Release) -> tuple[list[str], list[str]]:
+    """-> (what is not as it was laid out, what the application added since)"""
+    artifact = tree.listing(stack.artifacts / release.artifact, ("app",))
+    lines = (line.split("  ", 1) for line in artifact.splitlines())
+    wanted = {name: what for what, name in lines}
+    for name, content in release.files.items():
+        wanted[tree.quoted(f"app/{name}")] = f"file {hashlib.sha256(content).hexdigest()}"
+    expected = "".join(f"{what}  {name}\n" for name, what in wanted.items())
+    now = tree.listing(stack.releases / release.id, ("app",))
+    words = tree.differences(expected, now)
+    added = [line for line in words if line.endswith("was added")]
+    return [line for line in words if line not in added], added
+
+
+def _replica(spec: Path, app: Path) -> Link:
+    name, content = spec.stem, json.loads(spec.read_text())
+    try:
+        pid, started, _ = spec.with_suffix(".pid").read_text().split()
+        cwd = Path(os.readlink(f"/proc/{pid}/cwd"))
+        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, ValueError):
+        return Link(name, None, "does not run")
+    if began != started:
+        return Link(name, None, "does not run")
+    if cwd.resolve() != app.resolve():
+        return Link(name, False, f"pid {pid} runs in {cwd}, not in {app}")
+    return Link(name, True, f"pid {pid} on port {content['port']} runs in it")

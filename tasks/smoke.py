@@ -1,0 +1,63 @@
+"""Asks the new release what its team wants to know, before it has traffic and when it has all."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from blocks import smoke
+from policy.errors import DafnckError
+from policy.matching import rollout_rules
+from policy.release import Endpoints, Release, RolloutRecord
+from tasks.site import Site
+
+
+class SmokeFailed(DafnckError):
+    exit_code = 1
+
+
+@task(cache_policy=NO_CACHE)
+def smoke_test(
+    site: Site,
+    rollout: RolloutRecord,
+    release: Release,
+    still_good: Callable[[], None],
+    *,
+    preview: bool,
+) -> None:
+    """Run every smoke test of the release, through the router: by its preview header, or as
+    everybody. Asked once: an answer is an answer. Raises SmokeFailed, with all that failed."""
+    if not release.smoke:
+        return
+    stage = "before it has traffic" if preview else "with all traffic"
+    headers = {"Host": release.host}
+    if preview:
+        headers |= rollout_rules(release, cohort_on=False).preview
+    with site.ledger.act(rollout.id, "smoke", release=release.id, stage=stage) as said:
+        failed = []
+        endpoints = site.platform.workloads.endpoints(release.id, quick=True)
+        for test in release.smoke:
+            still_good()
+            url = site.platform.url_of(release)
+            if test.get is not None:
+                why = smoke.ask(test, url, headers)
+            else:
+                environment = _environment(endpoints, url, headers)
+                place = site.builder.scratch
+                why = smoke.run(test, place, Path(release.folder), environment)
+            if why:
+                failed.append(f"{test}: {why}")
+        said["asked"] = f"{len(release.smoke)}, {len(failed)} failed"
+        if failed:
+            raise SmokeFailed(f"smoke tests {stage}: {'; '.join(failed)}")
+
+
+def _environment(endpoints: Endpoints, url: str, headers: dict[str, str]) -> dict[str, str]:
+    named = [f"{name}: {value}" for name, value in headers.items() if name != "Host"]
+    return {
+        "URL": next(iter(endpoints.ready or endpoints.urls), ""),
+        "ROUTER_URL": url,
+        "HOST": headers["Host"],
+        "ROUTER_HEADER": "".join(named),
+    }

@@ -1,0 +1,78 @@
+"""The chain from a commit to the replicas that run: every link looked at, none taken on trust."""
+
+import json
+from collections.abc import Iterator
+
+from policy.errors import DafnckError, NotAllowed, Refused, Unreachable
+from policy.provenance import SBOM, Link, Statement
+from policy.release import Release
+from tasks.site import Site
+
+
+def chain(site: Site, release: Release) -> Iterator[Link]:
+    """From the commit on. A link that does not hold ends it: nothing can be said of the rest."""
+    try:
+        said, key = site.attestations.statement(release.artifact)
+    except Refused as why:
+        yield Link("signature", False, _first(why))
+        return
+    yield _source(said)
+    details = said.predicate.run_details
+    versions = ", ".join(f"{name} {version}" for name, version in details.builder.version.items())
+    at = f"{details.metadata.finished_on:%Y-%m-%d %H:%M:%S} UTC"
+    run = details.metadata.invocation_id
+    by = details.builder.id + (f", run {run}" if run else "")
+    yield Link("build", True, f"{at} by {by} ({versions})")
+    yield Link("signature", True, f"ed25519, key {key}")
+    try:
+        site.attestations.verify(release.artifact, release.content or None)
+    except Refused as why:
+        yield Link("artifact", False, _first(why))
+        return
+    yield Link("artifact", True, f"{release.artifact}, every file as it was built")
+    yield _sbom(site, said, release)
+    yield _stored(site, release)
+    yield from site.platform.inspect(release)
+
+
+def _source(said: Statement) -> Link:
+    source = said.source
+    commit = source.digest.get("gitCommit")
+    if commit is None:
+        return Link("commit", None, "its source is in no git repository")
+    at = source.annotations.get("authoredAt") or "unknown"
+    words = f"{commit} of {source.uri or 'a local repository'}, written {at}"
+    if source.annotations.get("dirty"):
+        return Link("commit", None, f"{words}; but the folder held something else than that")
+    return Link("commit", True, words)
+
+
+def _sbom(site: Site, said: Statement, release: Release) -> Link:
+    if said.sha256_of(SBOM) is None:
+        return Link("SBOM", None, "none was made: there was no Trivy")
+    files = {path.name: path for path in site.attestations.files(release.artifact)}
+    components = json.loads(files[SBOM].read_text()).get("components", [])
+    return Link("SBOM", True, f"CycloneDX, {len(components)} components")
+
+
+def _stored(site: Site, release: Release) -> Link:
+    """The copies in the object store are the same bytes."""
+    name, prefix = "object store", f"artifacts/{release.artifact}/"
+    try:
+        for path in site.attestations.files(release.artifact):
+            there = site.store.get(prefix + path.name)
+            if there is None:
+                words = f"{site.store} holds no {path.name} of it; the next release stores it"
+                return Link(name, None, words)
+            if there != path.read_bytes():
+                return Link(name, False, f"{site.store} holds another {path.name} of it")
+        archive = f"{prefix}artifact.tar.gz"
+        size = site.store.sizes(archive).get(archive)
+    except (Unreachable, NotAllowed) as error:
+        return Link(name, None, _first(error))
+    kept = "no archive of it yet" if size is None else f"its archive, {size / 2**20:.1f} MiB"
+    return Link(name, True, f"{site.store}: the same, and {kept}")
+
+
+def _first(error: DafnckError) -> str:
+    return str(error).splitlines()[0]
