@@ -27,7 +27,7 @@ SETTINGS = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes"
 # Of a repository that somebody else works in, as in a hook; and our own secrets.
 NOT_PASSED_ON = (*PRIVATE, "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_SSH_COMMAND")
 # What git prints for an answer; anything else may be another one in a second.
-NO_SUCH_COMMIT = ("not our ref", "couldn't find remote ref", "unadvertised object", "bad object")
+NO_SUCH_COMMIT = ("not our ref", "couldn't find remote ref", "unadvertised object", "not a tree")
 NOT_ALLOWED = (
     "Authentication failed",
     "could not read Username",

@@ -17,7 +17,7 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:dafnck:build:1"
 FILES = "files.txt"  # of the artifact: a line each, kind, SHA-256 and path
-SBOM = "sbom.cdx.json"
+SBOM = "sbom.json"  # CycloneDX; a scanner would take "sbom.cdx.json" for a part of what it scans
 
 
 @dataclass(frozen=True)
