@@ -65,9 +65,7 @@ def one_byte(path: Path) -> None:
 def another_statement(path: Path) -> None:
     envelope = json.loads(path.read_text())
     said = json.loads(base64.b64decode(envelope["payload"]))
-    said["predicate"]["buildDefinition"]["resolvedDependencies"][0]["digest"]["gitCommit"] = (
-        "b" * 40
-    )
+    said["predicate"]["runDetails"]["metadata"]["invocationId"] = "another"
     envelope["payload"] = base64.b64encode(json.dumps(said).encode()).decode()
     path.write_text(json.dumps(envelope))
 
