@@ -11,7 +11,7 @@ from junitparser import Error, Failure, JUnitXml, JUnitXmlError, Skipped, TestCa
 from pydantic import BaseModel, Field, ValidationError
 
 from blocks.files import read_plain_file
-from policy.gates import GateResult, Status
+from policy.gate_results import GateResult, Status
 
 MAX_BYTES = 64 * 2**20
 

@@ -13,7 +13,7 @@ from blocks.check_results import Results, Unreadable, read_benchmarks, read_cove
 from blocks.confined import CannotRun, confined
 from blocks.files import scratch
 from blocks.steps import BuildFailed, Steps
-from policy.gates import SuiteResult
+from policy.evidence import SuiteResult
 from policy.pipeline import Suite
 
 # Also of what was installed from a folder or a repository, which `pip freeze` names by its place.

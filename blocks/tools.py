@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from blocks import sarif
@@ -15,6 +16,10 @@ def run_tool(tool: Tool, source: Path, place: Path) -> Scan:
     """`source`: in a copy of it the tool runs; `place`: for that copy. Tools end with 1 when they
     find something, so what it wrote counts; but one that ends badly and found nothing did not look.
     """
+    return replace(_run(tool, source, place), sarif=True)
+
+
+def _run(tool: Tool, source: Path, place: Path) -> Scan:
     with scratch(place, "t") as here:
         # A copy for each: one that mends what it finds must not mend it for the next.
         copy, answer = here / "source", here / "answer.sarif"

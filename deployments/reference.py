@@ -16,19 +16,23 @@ from pydantic_core import PydanticUndefined
 
 from policy.findings import Waiver
 from policy.freeze_window import FreezeWindow
-from policy.gates import (
+from policy.gates import Gates
+from policy.gates_of_scans import (
+    ComplianceGate,
+    FindingsGate,
+    LicensesGate,
+    LintGate,
+    SecretsGate,
+)
+from policy.gates_of_size import SizeGate
+from policy.gates_of_tests import (
     BenchmarksGate,
     CoverageGate,
-    FindingsGate,
-    Gates,
-    LicensesGate,
-    SecretsGate,
-    SizeGate,
     TestsGate,
 )
 from policy.judge import CustomMetric, Judge, Synthetic
 from policy.notice import Notify
-from policy.pipeline import Scans, Suite, Tool
+from policy.pipeline import PipAudit, Scans, Suite, Tool
 from policy.quantities import in_words
 from policy.service_file import (
     Build,
@@ -56,11 +60,14 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("tests[]", Suite),
     ("scan", Scans),
     ("scan.tools[]", Tool),
+    ("scan.pip_audit", PipAudit),
     ("waivers[] of the file that scan.waivers names", Waiver),
     ("gates", Gates),
     ("gates.tests", TestsGate),
     ("gates.findings", FindingsGate),
     ("gates.secrets", SecretsGate),
+    ("gates.compliance", ComplianceGate),
+    ("gates.lint", LintGate),
     ("gates.licenses", LicensesGate),
     ("gates.coverage", CoverageGate),
     ("gates.benchmarks", BenchmarksGate),

@@ -14,7 +14,15 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 from policy.part import Part
 
 TRIVY = "trivy"
-Kind = Literal["vulnerability", "secret", "misconfiguration", "license", "code"]
+Kind = Literal[
+    "vulnerability",
+    "secret",
+    "misconfiguration",
+    "license",
+    "code",  # of a tool that speaks SARIF
+    "compliance",  # a control of a report that failed
+    "unread",  # a list of packages or a configuration that could not be read
+]
 
 
 class Severity(IntEnum):
@@ -58,6 +66,8 @@ class Finding:
     fixed: str = ""  # the version that mends it; empty: none is known
     line: int | None = None
     url: str = ""
+    epss: float | None = None  # probability that it is exploited within 30 days
+    kev: bool = False  # it is known to be exploited
 
     @property
     def about(self) -> str:
@@ -80,6 +90,7 @@ class Scan:
     findings: tuple[Finding, ...] = ()
     reason: str = ""  # why it could not scan, and what to do
     database_at: float | None = None  # when its vulnerabilities were collected, epoch seconds
+    sarif: bool = False  # a tool of the team's own choice
 
     def __str__(self) -> str:
         if self.outcome is Outcome.NOT_SCANNED:
@@ -151,15 +162,4 @@ def waive(findings: Sequence[Finding], waivers: Sequence[Waiver], today: date) -
         tuple(through),
         tuple(waiver for waiver in waivers if waiver.expires < today),
         tuple(waiver for waiver in living if id(waiver) not in used),
-    )
-
-
-# -- which first ------------------------------------------------------------------------------
-
-
-def by_priority(findings: Sequence[Finding]) -> list[Finding]:
-    """The severest first, of these what can be mended."""
-    return sorted(
-        findings,
-        key=lambda finding: (-finding.severity, not finding.fixed, finding.id, finding.about),
     )

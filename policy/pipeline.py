@@ -1,13 +1,26 @@
 """What a team wants done with an artifact before it serves: tests, scans, smoke tests."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
+from policy.findings import TRIVY
 from policy.part import Command, HeaderValue, Part, in_arguments
 from policy.quantities import Seconds
 
 CheckName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,34}[a-z0-9])?$")]
+
+
+PIP_AUDIT = "pip-audit"
+# Compliance reports of Trivy, and the configuration that each is about. Those of a whole cluster
+# (k8s-cis, eks-cis, rke2-cis) would pass here for want of anything to look at.
+COMPLIANCE: dict[str, tuple[str, ...]] = {
+    "docker-cis-1.6.0": ("dockerfile",),
+    "k8s-nsa-1.0": ("kubernetes", "helm"),
+    "k8s-pss-baseline-0.1": ("kubernetes", "helm"),
+    "k8s-pss-restricted-0.1": ("kubernetes", "helm"),
+}
+OF_CLUSTERS = ("k8s-cis-", "eks-cis-", "rke2-cis-")
 
 
 class Suite(Part):
@@ -90,6 +103,38 @@ class Tool(Part):
         return command
 
 
+class PipAudit(Part):
+    """pip-audit looks at the installed Python packages. It asks its source over the network, and
+    gives no severity: what it alone finds counts as high."""
+
+    osv: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s@]+$",
+        description="address that answers queries as OSV does, a company's mirror: "
+        "https://osv.example.org/v1/query; default: PyPI",
+    )
+    private: list[str] = Field(
+        default_factory=list, description="packages that the source need not know"
+    )
+    within: Seconds = Field(300.0, gt=0, description="time limit")
+
+
+def _switch(value: Any) -> Any:
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+PipAuditSwitch = Annotated[
+    PipAudit | None,
+    BeforeValidator(_switch),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "boolean"}, {"type": "null"}, PipAudit.model_json_schema()],
+            "description": "true, or a mapping",
+        }
+    ),
+]
+
+
 class Scans(Part):
     """What looks for vulnerabilities, secrets, mistakes in configuration, licences."""
 
@@ -97,14 +142,39 @@ class Scans(Part):
     database_age: Seconds = Field(
         2 * 86400.0, gt=0, description="Trivy's vulnerability database may be this old, no older"
     )
+    priority_age: Seconds = Field(
+        7 * 86400.0, gt=0, description="so may the snapshots of EPSS and KEV"
+    )
     within: Seconds = Field(600.0, gt=0, description="time limit of Trivy")
+    compliance: list[str] = Field(
+        default_factory=list,
+        description=f"reports that Trivy makes: {', '.join(COMPLIANCE)}",
+    )
+    pip_audit: PipAuditSwitch = Field(
+        None, description="look at the installed Python packages with pip-audit: true, or a mapping"
+    )
     tools: list[Tool] = Field(default_factory=list, description="other tools, by SARIF")
     waivers: str | None = Field(None, description="file of findings that are let through")
 
+    @field_validator("compliance")
+    @classmethod
+    def _known_reports(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name.startswith(OF_CLUSTERS):
+                raise ValueError(f"{name} is about a whole cluster; Trivy looks at none here")
+            if name not in COMPLIANCE:
+                raise ValueError(f"there is no report {name!r}; there is {', '.join(COMPLIANCE)}")
+        if len({*names}) < len(names):
+            raise ValueError("the same report twice")
+        return names
+
     @model_validator(mode="after")
     def _one_at_least(self) -> "Scans":
-        if not (self.trivy or self.tools):
+        if not (self.trivy or self.tools or self.pip_audit):
             raise ValueError("trivy: false leaves nothing that scans; name tools")
-        if len({tool.name for tool in self.tools} | {"trivy"}) <= len(self.tools):
+        if self.compliance and not self.trivy:
+            raise ValueError("compliance: Trivy makes the reports, and trivy is false")
+        names = [tool.name for tool in self.tools]
+        if len({*names} | {TRIVY, PIP_AUDIT}) < len(names) + 2:
             raise ValueError("tools: two have the same name")
         return self

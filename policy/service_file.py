@@ -361,6 +361,16 @@ class ServiceFile(Part):
         for name in ("findings", "secrets", "licenses"):
             if name in self.gates.model_fields_set and self.scan is None:
                 raise ValueError(f"gates: {name}: nothing is scanned; add scan: {{}}")
+        if "compliance" in self.gates.model_fields_set and not (self.scan and self.scan.compliance):
+            raise ValueError("gates: compliance: no report is asked for; add scan: {compliance: …}")
+        tools = {tool.name for tool in self.scan.tools} if self.scan else set()
+        if self.gates.lint and not tools:
+            raise ValueError("gates: lint: there are no linters; add scan: {tools: …}")
+        if self.gates.lint and (unknown := {*self.gates.lint.tools} - tools):
+            raise ValueError(
+                f"gates: lint: {', '.join(sorted(unknown))} is none of scan.tools: "
+                f"{', '.join(sorted(tools))}"
+            )
         if "tests" in self.gates.model_fields_set and not self.tests:
             raise ValueError("gates: tests: there are none; add tests")
         return self

@@ -11,8 +11,9 @@ from blocks import sarif
 from blocks.check_results import write_junit
 from blocks.files import write_atomically
 from blocks.ledger import Ledger
-from policy.findings import by_priority
-from policy.gates import Evidence, GateResult
+from policy.evidence import Evidence
+from policy.gate_results import GateResult
+from policy.priority import by_priority
 from policy.release import RolloutRecord
 from tasks.site import Site
 

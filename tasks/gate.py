@@ -9,7 +9,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from policy.errors import Refused, Unreachable
-from policy.gates import Evidence, GateResult, Gates, Status, judge
+from policy.evidence import Evidence
+from policy.gate_results import GateResult, Status
+from policy.gates import Gates, judge
 from policy.release import RolloutRecord
 from tasks.evidence import keep, of_what_serves
 from tasks.publish import Publisher

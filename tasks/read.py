@@ -11,19 +11,23 @@ from pydantic import BaseModel, ValidationError
 from policy.errors import BadInput
 from policy.findings import Waiver
 from policy.freeze_window import FreezeWindow
-from policy.gates import (
+from policy.gates import Gates
+from policy.gates_of_scans import (
+    ComplianceGate,
+    FindingsGate,
+    LicensesGate,
+    LintGate,
+    SecretsGate,
+)
+from policy.gates_of_size import SizeGate
+from policy.gates_of_tests import (
     BenchmarksGate,
     CoverageGate,
-    FindingsGate,
-    Gates,
-    LicensesGate,
-    SecretsGate,
-    SizeGate,
 )
 from policy.judge import CustomMetric, Judge, Synthetic, read_requests
 from policy.notice import Notify
 from policy.part import NamedValue, Part
-from policy.pipeline import Scans, SmokeTest, Suite, Tool
+from policy.pipeline import PipAudit, Scans, SmokeTest, Suite, Tool
 from policy.service_file import (
     Build,
     Cohort,
@@ -52,9 +56,12 @@ PARTS: dict[str, type[BaseModel]] = {
     "smoke": SmokeTest,
     "scan": Scans,
     "tools": Tool,
+    "pip_audit": PipAudit,
     "gates": Gates,
     "findings": FindingsGate,
     "secrets": SecretsGate,
+    "compliance": ComplianceGate,
+    "lint": LintGate,
     "licenses": LicensesGate,
     "coverage": CoverageGate,
     "benchmarks": BenchmarksGate,

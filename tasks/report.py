@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blocks.files import write_atomically
-from policy.findings import Finding, Waiver, by_priority
+from policy.findings import Finding, Waiver
+from policy.priority import by_priority
 from policy.quantities import in_words
 from policy.release import Intent, Phase, RolloutRecord
 from tasks.site import Site

@@ -9,7 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from blocks.suites import run_suite
-from policy.gates import SuiteResult
+from policy.evidence import SuiteResult
 from policy.pipeline import Suite
 from tasks.site import Site
 

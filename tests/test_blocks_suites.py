@@ -13,8 +13,9 @@ from blocks import sarif
 from blocks.check_results import Unreadable, read_benchmarks, read_coverage, read_junit, write_junit
 from blocks.suites import run_suite
 from blocks.tools import run_tool
+from policy.evidence import SuiteResult
 from policy.findings import Finding, Outcome, Scan, Severity
-from policy.gates import GateResult, Status, SuiteResult
+from policy.gate_results import GateResult, Status
 from policy.pipeline import Suite, Tool
 
 EMPTY = '{"version": "2.1.0", "runs": [{"tool": {"driver": {"name": "x"}}, "results": []}]}'

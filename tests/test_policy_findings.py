@@ -11,10 +11,10 @@ from policy.findings import (
     Finding,
     Severity,
     Waiver,
-    by_priority,
     severity,
     waive,
 )
+from policy.priority import by_priority
 
 TODAY = date(2026, 11, 24)
 

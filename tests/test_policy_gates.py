@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from policy.evidence import Evidence, SuiteResult
 from policy.findings import Finding, Scan, Severity, Waived, not_scanned, scanned
-from policy.gates import Evidence, GateResult, Gates, Status, SuiteResult, judge
+from policy.gate_results import GateResult, Status
+from policy.gates import Gates, judge
 
 
 def gate(gates: dict[str, object], evidence: Evidence, name: str) -> GateResult:

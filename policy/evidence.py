@@ -1,0 +1,48 @@
+"""What is known of an artifact before it is released: what its tests and its scanners said."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from policy.findings import Scan, Waived
+from policy.priority import Snapshot
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What one suite of tests ended in."""
+
+    name: str
+    ran: int
+    failed: tuple[str, ...] = ()  # names of the tests
+    skipped: int = 0
+    flaky: tuple[str, ...] = ()  # failed first and passed when run again
+    broken: str = ""  # why it has no result at all: timed out, no report, crashed
+    coverage: float | None = None  # percent of the lines
+    benchmarks: Mapping[str, Sequence[float]] = field(default_factory=dict)  # seconds of each round
+
+    def __str__(self) -> str:
+        if self.broken:
+            return f"{self.name}: {self.broken.splitlines()[0]}"
+        flaky = f", {len(self.flaky)} flaky" if self.flaky else ""
+        return f"{self.name}: {self.ran} ran, {len(self.failed)} failed{flaky}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Of the new artifact, and of the one that serves."""
+
+    suites: tuple[SuiteResult, ...] | None = None  # None: the file names none
+    scans: tuple[Scan, ...] | None = None
+    waived: Waived = field(default_factory=lambda: Waived(()))
+    size_bytes: int | None = None
+    serves: "Evidence | None" = None
+    snapshots: tuple[Snapshot, ...] = ()  # of EPSS and KEV, by which findings were ordered
+
+    @property
+    def coverage(self) -> float | None:
+        known = [s.coverage for s in self.suites or () if s.coverage is not None]
+        return max(known) if known else None
+
+    @property
+    def benchmarks(self) -> dict[str, Sequence[float]]:
+        return {name: rounds for s in self.suites or () for name, rounds in s.benchmarks.items()}
