@@ -30,7 +30,8 @@ class CannotRun(Exception):
 class Ended:
     code: int | None  # None: it did not end in time and was killed
     answer: Path  # what it wrote to its standard output
-    last_words: str  # the last useful line of its standard error
+    errors: Path  # what it wrote to its standard error
+    last_words: str  # the last useful line of that
 
     def why(self, within_seconds: float) -> str:
         if self.code is None:
@@ -65,7 +66,7 @@ def confined(
         with answer.open("wb") as out, errors.open("wb") as err:
             files = out.fileno(), err.fileno()
             code = _run(argv, folder or home, environment, files, within_seconds, over)
-        yield Ended(code, answer, _last_words(errors))
+        yield Ended(code, answer, errors, _last_words(errors))
 
 
 def _run(

@@ -7,22 +7,34 @@ report, nothing counts as scanned. It runs without network and without our secre
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from blocks.confined import CannotRun, confined
-from blocks.files import scratch
+from blocks.files import scratch, write_atomically
 from blocks.trivy_database import BadDatabase, NoDatabase, collected, unpack
-from blocks.trivy_report import VERSION, Report, findings
+from blocks.trivy_report import (
+    VERSION,
+    Compliance,
+    Report,
+    configured,
+    failed_controls,
+    fatal,
+    findings,
+    passed_over,
+)
 from policy.findings import TRIVY, Finding, Scan, not_scanned, scanned
+from policy.pipeline import COMPLIANCE
 from policy.quantities import in_words
 
 MAX_BYTES = 64 * 2**20  # of its report
 # A lock file is read in a source tree, an installed package in a root file system.
 WAYS = {"fs": ("vuln", "misconfig", "secret"), "rootfs": ("vuln", "license")}
 OFFLINE = ("--skip-db-update", "--skip-java-db-update", "--skip-check-update", "--offline-scan")
+REPORT = ("--format", "json", *OFFLINE, "--exit-code", "0")
 # Layers are kept by the names that images give them, and an image may give a wrong one.
 IMAGE = ("--cache-backend", "memory")
 
@@ -37,8 +49,9 @@ class Trivy:
         program: str = TRIVY,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`cache`: the folder that holds `db/trivy.db` and `db/metadata.json`; ours to write in."""
-        self._cache, self._program, self._clock = cache, program, clock
+        """`cache`: the folder with its database (`db/`), and with the snapshots of EPSS and KEV;
+        ours to write in."""
+        self.cache, self._program, self._clock = cache, program, clock
 
     def scan(
         self, source: Path, artifact: Path, *, database_age_seconds: float, within_seconds: float
@@ -54,6 +67,59 @@ class Trivy:
             return not_scanned(TRIVY, str(why))
         return scanned(TRIVY, list(found), at)
 
+    def scan_image(
+        self, archive: Path, source: Path, *, database_age_seconds: float, within_seconds: float
+    ) -> Scan:
+        """The same, where the artifact is an image in an archive as `docker save` writes it: its
+        packages, their licences, secrets in its files and in its configuration, and what that
+        configuration does. No engine is asked."""
+        try:
+            at = self._database(database_age_seconds)
+            found = dict.fromkeys(self._find("fs", WAYS["fs"], source, within_seconds))
+            words = ["--scanners", "vuln,secret,license", *REPORT, *IMAGE, *_input(archive)]
+            words += ["--image-config-scanners", "misconfig,secret"]
+            answer = self._run("image", words, within_seconds)
+            found |= dict.fromkeys(_of_image(_found(answer), archive))
+        except _NoAnswer as why:
+            return not_scanned(TRIVY, str(why))
+        return scanned(TRIVY, list(found), at)
+
+    def comply(
+        self,
+        name: str,
+        source: Path,
+        archive: Path | None,
+        keep: Path,
+        *,
+        database_age_seconds: float,
+        within_seconds: float,
+    ) -> Scan:
+        """One compliance report: of the image, where it is about images and there is one, else of
+        the configuration in `source`. Whole in `keep`. Configuration of its kind must be there: a
+        report about nothing has no failures."""
+        kinds = COMPLIANCE[name]
+        report = ["--compliance", name, "--report", "all", "--format", "json"]
+        try:
+            if archive and "dockerfile" in kinds:
+                self._database(database_age_seconds)
+                words = [*report, *OFFLINE, *IMAGE, *_input(archive)]
+                answer = self._run("image", words, within_seconds)
+            else:
+                words = ["--scanners", "misconfig", *REPORT, "--", str(source.absolute())]
+                if not configured(_report(self._run("fs", words, within_seconds)), kinds):
+                    raise _NoAnswer(f"there is no configuration for {' or '.join(kinds)}")
+                words = [*report, "--skip-check-update", "--", str(source.absolute())]
+                answer = self._run("config", words, within_seconds)
+            controls = _read(Compliance, answer)
+            if controls.id != name:
+                raise _NoAnswer(f"it made another report, {controls.id}")
+        except _NoAnswer as why:
+            return not_scanned(name, str(why))
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(keep, answer.decode())
+        failed = list(failed_controls(controls))
+        return scanned(name, _of_image(failed, archive) if archive else failed)
+
     def sbom(self, artifact: Path, *, within_seconds: float) -> bytes:
         """The installed packages of a folder, as CycloneDX JSON; it needs no database. Raises
         NoSbom."""
@@ -66,7 +132,7 @@ class Trivy:
     def database_at(self) -> float | None:
         """When the vulnerabilities of the database were collected; None without one."""
         try:
-            return collected(self._cache)
+            return collected(self.cache)
         except NoDatabase:
             return None
 
@@ -74,8 +140,8 @@ class Trivy:
         """Take over a database from a tar archive (`trivy.db` and `metadata.json`, as Trivy's own
         OCI artifact holds them). -> when it was collected. Raises BadDatabase; what was there
         stays then."""
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with scratch(self._cache, "import") as fresh:
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with scratch(self.cache, "import") as fresh:
             (fresh / "db").mkdir()
             unpack(archive, fresh / "db")
             try:
@@ -84,9 +150,9 @@ class Trivy:
                 raise BadDatabase(f"{archive}: {why}") from None
             self._try_out(fresh, archive)
             old = fresh / "old"
-            if (self._cache / "db").exists():
-                (self._cache / "db").rename(old)
-            (fresh / "db").rename(self._cache / "db")
+            if (self.cache / "db").exists():
+                (self.cache / "db").rename(old)
+            (fresh / "db").rename(self.cache / "db")
         return at
 
     def _try_out(self, cache: Path, archive: Path) -> None:
@@ -100,7 +166,7 @@ class Trivy:
 
     def _database(self, age_seconds: float) -> float:
         try:
-            at = collected(self._cache)
+            at = collected(self.cache)
         except NoDatabase as why:
             raise _NoAnswer(str(why)) from None
         if (age := self._clock() - at) < -86400:
@@ -115,14 +181,11 @@ class Trivy:
     def _find(
         self, way: str, scanners: tuple[str, ...], folder: Path, within_seconds: float
     ) -> list[Finding]:
-        words = ["--scanners", ",".join(scanners), "--format", "json", *OFFLINE, "--exit-code", "0"]
-        answer = self._run(way, [*words, "--", str(folder.absolute())], within_seconds)
-        report = _read(Report, answer)
-        if report.schema_version != VERSION:
-            raise _NoAnswer(
-                f"its report has version {report.schema_version}; {VERSION} can be read"
-            )
-        return list(findings(report))
+        words = ["--scanners", ",".join(scanners), *REPORT, "--", str(folder.absolute())]
+        unread: list[Finding] = []
+        answer = self._run(way, words, within_seconds, unread)
+        # In an artifact it takes libraries for programs in Go, and says that it cannot read them.
+        return [*_found(answer), *(unread if way == "fs" else ())]
 
     def _bom(self, way: str, words: list[str], within_seconds: float) -> bytes:
         try:
@@ -133,19 +196,31 @@ class Trivy:
             raise NoSbom(f"{TRIVY} wrote no list of packages: {why}") from None
         return answer
 
-    def _run(self, way: str, words: list[str], within_seconds: float) -> bytes:
+    def _run(
+        self,
+        way: str,
+        words: list[str],
+        within_seconds: float,
+        unread: list[Finding] | None = None,
+    ) -> bytes:
+        """-> its answer; into `unread` what it passed over, because it could not read it."""
         program = shutil.which(self._program)
         if program is None:
             raise _NoAnswer(
                 f"there is no program {self._program}; install Trivy (https://trivy.dev)"
             )
-        argv = [program, way, "--quiet", "--cache-dir", str(self._cache.absolute())]
+        argv = [program, way, "--cache-dir", str(self.cache.absolute())]
+        argv.append("--quiet" if unread is None else "--debug")  # it tells that in no other way
         argv += ["--timeout", f"{within_seconds:.0f}s", *words]
-        self._cache.mkdir(parents=True, exist_ok=True)
+        self.cache.mkdir(parents=True, exist_ok=True)
         try:
-            with confined(argv, self._cache, within_seconds=within_seconds) as ended:
+            with confined(argv, self.cache, within_seconds=within_seconds) as ended:
+                if ended.code:
+                    ended = replace(ended, last_words=fatal(ended.errors) or ended.last_words)
                 if ended.code != 0:
                     raise _NoAnswer(f"it {ended.why(within_seconds)}")
+                if unread is not None:
+                    unread += passed_over(ended.errors)
                 if ended.answer.stat().st_size > MAX_BYTES:
                     raise _NoAnswer(f"its answer is larger than {MAX_BYTES >> 20} MiB")
                 return ended.answer.read_bytes()
@@ -167,6 +242,27 @@ class _NoAnswer(Exception):
 
 def _input(archive: Path) -> list[str]:
     return ["--input", str(archive.absolute())]
+
+
+def _of_image(found: list[Finding], archive: Path) -> list[Finding]:
+    """What it says of the image it says of the archive, which lies elsewhere the next time: then no
+    waiver would hold."""
+    name = str(archive.absolute())
+    return [
+        replace(f, target="image") if f.target == name or f.target.startswith(f"{name} (") else f
+        for f in found
+    ]
+
+
+def _report(answer: bytes) -> Report:
+    report = _read(Report, answer)
+    if report.schema_version != VERSION:
+        raise _NoAnswer(f"its report has version {report.schema_version}; {VERSION} can be read")
+    return report
+
+
+def _found(answer: bytes) -> list[Finding]:
+    return list(findings(_report(answer)))
 
 
 def _read(model: type[M], answer: bytes) -> M:

@@ -1,6 +1,8 @@
 """Trivy's JSON report, version 2, and what it found in our words."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from pydantic import BaseModel, Field
 
@@ -50,6 +52,7 @@ class _License(BaseModel):
 
 class _Result(BaseModel):
     target: str = Field(alias="Target")
+    kind: str = Field("", alias="Type")
     vulnerabilities: list[_Vulnerability] = Field(default_factory=list, alias="Vulnerabilities")
     misconfigurations: list[_Misconfiguration] = Field(
         default_factory=list, alias="Misconfigurations"
@@ -61,6 +64,39 @@ class _Result(BaseModel):
 class Report(BaseModel):
     schema_version: int = Field(alias="SchemaVersion")
     results: list[_Result] | None = Field(None, alias="Results")
+
+
+class _Control(BaseModel):
+    id: str = Field(alias="ID")
+    name: str = Field("", alias="Name")
+    severity: str = Field("UNKNOWN", alias="Severity")
+    results: list[_Result] | None = Field(None, alias="Results")
+
+
+class Compliance(BaseModel):
+    id: str = Field(alias="ID")
+    controls: list[_Control] = Field(alias="Results", min_length=1)
+
+
+def configured(report: Report, kinds: tuple[str, ...]) -> bool:
+    """Did it look at configuration of any of these kinds?"""
+    return any(result.kind in kinds for result in report.results or ())
+
+
+def failed_controls(report: Compliance) -> Iterator[Finding]:
+    """One finding for each control and file. A control without results passed, or is for people to
+    look at: Trivy does not tell these apart."""
+    for control in report.controls:
+        for result in control.results or ():
+            if failures := list(_findings(result)):
+                yield Finding(
+                    TRIVY,
+                    "compliance",
+                    f"{report.id}/{control.id}",
+                    _severity(control.severity),
+                    f"{control.name}: {', '.join(dict.fromkeys(f.id for f in failures))}",
+                    result.target,
+                )
 
 
 def findings(report: Report) -> Iterator[Finding]:
@@ -116,3 +152,52 @@ def _severity(name: str) -> Severity:
         return severity(name)
     except ValueError:
         return Severity.CRITICAL
+
+
+# -- what it says on its standard error -----------------------------------------------------------
+
+_UNREAD = re.compile(
+    r"\t(?:DEBUG|WARN|ERROR)\t(?:\[[^\]\t]*\] )?"
+    r"(?:Walk error|Analysis error|Failed to parse[^\t]*|Error parsing file)\t(.*)"
+)
+_FILE = re.compile(r'file_path="((?:[^"\\]|\\.)*)"')
+_IN_WORDS = re.compile(r'(?:^err="|: )(?:failed|unable) to parse ((?:[^:\\]|\\.)+)')
+_CAUSE = re.compile(r"^(?:  - |\t\* )(.*?):?$")
+
+
+def passed_over(errors: Path) -> list[Finding]:
+    """Lock files and configuration that it could not read, and says so in passing (0.59.1)."""
+    found: dict[Finding, None] = {}
+    for line in _lines(errors):
+        if match := _UNREAD.search(line):
+            words = match[1]
+            file = _FILE.search(words) or _IN_WORDS.search(words)
+            found[
+                Finding(
+                    TRIVY,
+                    "unread",
+                    "cannot-be-read",
+                    Severity.CRITICAL,
+                    f"what it names was not looked at: {words[-300:]}",
+                    file[1] if file else "a file that Trivy does not name",
+                )
+            ] = None
+    return list(found)
+
+
+def fatal(errors: Path) -> str:
+    """Why it gave up; with --debug that is spread over lines, between places in its source."""
+    words: list[str] = []
+    begun = False
+    for line in _lines(errors):
+        if "\tFATAL\t" in line:
+            begun, words = True, [line.split("\t", 3)[-1]]
+        elif begun and (cause := _CAUSE.match(line)):
+            words.append(cause[1])
+    return ": ".join(words)[:500]
+
+
+def _lines(errors: Path) -> Iterator[str]:
+    with errors.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            yield line.rstrip("\n")

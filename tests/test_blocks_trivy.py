@@ -13,8 +13,9 @@ from image_archives import image_archive
 
 from blocks.trivy import NoSbom, Trivy
 from blocks.trivy_database import BadDatabase
+from policy.evidence import Evidence
 from policy.findings import Finding, Outcome, Scan, Severity, Waiver, waive
-from policy.gates import Evidence, Gates, judge
+from policy.gates import Gates, judge
 
 DATABASE = Path(__file__).parent / "fixtures" / "trivy-db"
 DAY = 86400.0
@@ -191,6 +192,174 @@ def installed(folder: Path, licence: str = "BSD-3-Clause") -> Path:
 
 def metadata(licence: str = "BSD-3-Clause") -> str:
     return f"Metadata-Version: 2.1\nName: Jinja2\nVersion: 2.10\nLicense: {licence}\n"
+
+
+PACKAGE = "usr/lib/python3/site-packages/Jinja2-2.10.dist-info/METADATA"
+
+
+class TestImages:
+    def scan(self, program: str, cache: Path, archive: Path, source: Path) -> Scan:
+        trivy = Trivy(cache, program=program, clock=lambda: COLLECTED + DAY)
+        return trivy.scan_image(archive, source, database_age_seconds=2 * DAY, within_seconds=120)
+
+    def test_packages_licences_keys_and_the_user_of_an_image(
+        self, program: str, cache: Path, source: Path, tmp_path: Path
+    ) -> None:
+        files = {PACKAGE: metadata("AGPL-3.0"), "app/settings.py": f'KEY = "{KEY}"\n'}
+        archive = image_archive(tmp_path / "image.tar", files, {"Env": [f"AWS_KEY_ID={KEY}"]})
+        (source / "requirements.txt").write_text("requests==2.19.0\n")
+        answer = self.scan(program, cache, archive, source)
+        found = {(f.kind, f.id, f.about) for f in answer.findings}
+        assert answer.outcome is Outcome.FINDINGS, answer.reason
+        assert found >= {
+            ("vulnerability", "CVE-2019-10906", "Jinja2"),
+            ("vulnerability", "CVE-2018-18074", "requests"),  # of the source
+            ("license", "AGPL-3.0-only", "Jinja2"),
+            ("secret", "aws-access-key-id", "/app/settings.py"),
+            ("secret", "aws-access-key-id", "image"),  # of its configuration
+            ("misconfiguration", "DS002", "image"),  # it runs as root
+        }
+        assert KEY not in repr(answer)
+
+    def test_one_with_a_user_and_nothing_in_it_is_clean(
+        self, program: str, cache: Path, source: Path, tmp_path: Path
+    ) -> None:
+        config = {"User": "1000", "Healthcheck": {"Test": ["CMD", "/ok"]}}
+        archive = image_archive(
+            tmp_path / "image.tar", {"app/a.txt": "hello\n"}, config, made_by="HEALTHCHECK &{}"
+        )
+        (source / "requirements.txt").unlink()
+        answer = self.scan(program, cache, archive, source)
+        assert answer.outcome is Outcome.CLEAN, (answer.findings, answer.reason)
+
+    def test_layers_are_not_remembered_by_the_names_that_images_give_them(
+        self, program: str, cache: Path, source: Path, tmp_path: Path
+    ) -> None:
+        """Else one that calls its layer as a clean image does would be as clean."""
+        clean = image_archive(tmp_path / "clean.tar", {"app/a.txt": "hello\n"})
+        self.scan(program, cache, clean, source)
+        assert not (cache / "fanal").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"garbage", b"\0" * 20_000])
+    def test_what_is_no_image_is_not_scanned(
+        self, program: str, cache: Path, source: Path, tmp_path: Path, content: bytes
+    ) -> None:
+        (tmp_path / "image.tar").write_bytes(content)
+        answer = self.scan(program, cache, tmp_path / "image.tar", source)
+        assert answer.outcome is Outcome.NOT_SCANNED
+        assert "unable to open" in answer.reason
+
+    def test_a_stale_database(
+        self, program: str, cache: Path, source: Path, tmp_path: Path
+    ) -> None:
+        archive = image_archive(tmp_path / "image.tar", {"a": ""})
+        trivy = Trivy(cache, program=program, clock=lambda: COLLECTED + 3 * DAY)
+        answer = trivy.scan_image(archive, source, database_age_seconds=2 * DAY, within_seconds=120)
+        assert "is 3d old" in answer.reason
+
+
+POD = """apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  hostNetwork: true
+  containers:
+  - {name: web, image: "shop:1", securityContext: {privileged: true}}
+"""
+
+
+class TestCompliance:
+    def report(
+        self, program: str, cache: Path, name: str, source: Path, archive: Path | None = None
+    ) -> Scan:
+        trivy = Trivy(cache, program=program, clock=lambda: COLLECTED + DAY)
+        return trivy.comply(
+            name,
+            source,
+            archive,
+            source.parent / "kept" / f"{name}.json",
+            database_age_seconds=2 * DAY,
+            within_seconds=120,
+        )
+
+    def test_of_an_image_and_the_whole_report_is_kept(
+        self, program: str, cache: Path, source: Path, tmp_path: Path
+    ) -> None:
+        archive = image_archive(tmp_path / "image.tar", {"a": ""})
+        found = by_id(self.report(program, cache, "docker-cis-1.6.0", source, archive))
+        root = found["docker-cis-1.6.0/4.1"]
+        assert (root.kind, root.severity, root.target) == ("compliance", Severity.HIGH, "image")
+        kept = json.loads((tmp_path / "kept" / "docker-cis-1.6.0.json").read_text())
+        assert len(kept["Results"]) == 12
+
+    def test_of_a_dockerfile_where_there_is_no_image(
+        self, program: str, cache: Path, source: Path
+    ) -> None:
+        (source / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+        found = by_id(self.report(program, cache, "docker-cis-1.6.0", source))
+        assert found["docker-cis-1.6.0/4.1"].target == "Dockerfile"
+
+    @pytest.mark.parametrize(
+        "name", ["k8s-pss-baseline-0.1", "k8s-pss-restricted-0.1", "k8s-nsa-1.0"]
+    )
+    def test_of_kubernetes_manifests(
+        self, program: str, cache: Path, source: Path, name: str
+    ) -> None:
+        (source / "pod.yaml").write_text(POD)
+        answer = self.report(program, cache, name, source)
+        assert {f.target for f in answer.findings} == {"pod.yaml"}, answer.reason
+        assert answer.outcome is Outcome.FINDINGS
+
+    @pytest.mark.parametrize("name", ["docker-cis-1.6.0", "k8s-pss-baseline-0.1"])
+    def test_a_report_about_nothing_is_none(
+        self, program: str, cache: Path, source: Path, name: str
+    ) -> None:
+        answer = self.report(program, cache, name, source)
+        assert answer.outcome is Outcome.NOT_SCANNED
+        assert "there is no configuration for" in answer.reason
+        results = judge(Gates(), Evidence(scans=(answer,)))
+        assert [r.gate for r in results if r.blocks] == ["compliance"]
+
+
+class TestWhatItPassesOver:
+    """It says of these in passing that it cannot read them, and ends with 0."""
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("package-lock.json", "{ not json"),
+            ("web/pnpm-lock.yaml", "a: [b"),
+            ("poetry.lock", "not [ toml"),
+            ("Cargo.lock", "[["),
+            ("go.mod", "xx"),
+            ("Pipfile.lock", '{"default": 3}'),
+            ("pom.xml", "<proj"),
+            ("uv.lock", 'version = 1\n[[package]]\nname = "a"\n'),
+            ("Dockerfile", "FRO scratch\n"),
+            ("main.tf", 'resource "a" {'),
+        ],
+    )
+    def test_a_file_that_cannot_be_read_closes_the_gate_and_can_be_waived(
+        self, program: str, cache: Path, source: Path, name: str, content: str
+    ) -> None:
+        (source / "requirements.txt").unlink()
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(content)
+        answer = scan(program, cache, source)
+        [unread] = [f for f in answer.findings if f.kind == "unread"]
+        assert unread.about == name
+        waived = waive(answer.findings, [], date(2026, 11, 24))
+        results = judge(Gates(), Evidence(scans=(answer,), waived=waived))
+        assert "findings" in {result.gate for result in results if result.blocks}
+        waiver = Waiver(
+            id="cannot-be-read",
+            package=name,
+            reason="a fixture of tests",
+            owner="anna",
+            expires=date(2026, 12, 31),
+        )
+        through = waive(answer.findings, [waiver], date(2026, 11, 24)).waived
+        assert [finding for finding, _ in through] == [unread]
 
 
 class TestListOfPackages:
