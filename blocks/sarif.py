@@ -240,6 +240,7 @@ def written(findings: Sequence[Finding], waived: Sequence[tuple[Finding, str]] =
                     }
                 }
             ],
+            "properties": {"kev": finding.kev, "epss": finding.epss},
         }
         if why is not None:
             result["suppressions"] = [{"kind": "external", "justification": why}]

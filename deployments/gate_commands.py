@@ -10,39 +10,59 @@ import typer
 
 from policy.errors import BadInput, Refused
 
-scan_db = typer.Typer(no_args_is_help=True, help="The database of vulnerabilities.")
+scan_db = typer.Typer(
+    no_args_is_help=True, help="What findings are known by: vulnerabilities, EPSS, KEV."
+)
+BRING = "bring one: dafnck scan-db import FILE"
 
 
 @scan_db.command(name="import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="tar archive with trivy.db and metadata.json")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="tar archive with trivy.db and metadata.json; or EPSS as CSV, also by gzip; or "
+            "KEV as JSON"
+        ),
+    ],
 ) -> None:
-    """Take over a vulnerability database, for machines without network."""
+    """Take over a vulnerability database or a list of EPSS or KEV, where there is no network."""
+    from blocks.snapshots import BadSnapshot, Snapshots
     from blocks.stack import open_stack
     from blocks.trivy import Trivy
     from blocks.trivy_database import BadDatabase
 
+    cache = open_stack().scan_cache
     try:
-        collected = Trivy(open_stack().scan_cache).import_database(file)
-    except BadDatabase as error:
-        raise BadInput(f"{error}; the database is as it was") from None
-    print(f"the database of {time.strftime('%Y-%m-%d', time.gmtime(collected))} is in place")
+        if taken := Snapshots(cache).import_file(file):
+            at, what = taken.at, f"{taken.name}"
+        else:
+            at, what = Trivy(cache).import_database(file), "the database"
+    except (BadSnapshot, BadDatabase) as error:
+        raise BadInput(f"{error}; all is as it was") from None
+    print(f"{what} of {_day(at)} is in place")
 
 
 @scan_db.command()
 def show(as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False) -> None:
-    """When the database was collected. Exit code 3 when there is none."""
+    """Of when the database and the lists are. Exit code 3 without a database."""
+    from blocks.snapshots import Snapshots
     from blocks.stack import open_stack
     from blocks.trivy import Trivy
 
-    collected = Trivy(open_stack().scan_cache).database_at()
+    cache = open_stack().scan_cache
+    collected, lists = Trivy(cache).database_at(), Snapshots(cache).dates()
     if as_json:
-        print(json.dumps({"collected_at": collected}))
-    elif collected is None:
-        print("there is no database; bring one: dafnck scan-db import FILE")
+        print(json.dumps({"collected_at": collected, **{k.lower(): at for k, at in lists.items()}}))
     else:
-        print(f"collected {time.strftime('%Y-%m-%d %H:%M', time.gmtime(collected))} UTC")
+        print(f"database {_day(collected)}" if collected else f"there is no database; {BRING}")
+        for name, at in lists.items():
+            print(f"{name:8} {_day(at)}" if at else f"there is no {name}; {BRING}")
     raise typer.Exit(0 if collected is not None else 3)
+
+
+def _day(at: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
 
 
 def gate(ledger: Any, service: str, env: str, rollout_id: int | None, *, as_json: bool) -> bool:
