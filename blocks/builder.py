@@ -103,6 +103,12 @@ class Builder:
             yield archive
 
     @contextmanager
+    def image_archive(self, digest: str) -> Iterator[Path | None]:
+        """The image that an artifact is, as `docker save` writes it, for as long as the body; None
+        when it is none."""
+        yield None
+
+    @contextmanager
     def source_of(self, build: Build, folder: Path, digest: str) -> Iterator[Path]:
         """A copy of what this artifact was built from, for as long as the body. Raises Refused when
         the source is another by now."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from policy.gates import Evidence
+from policy.evidence import Evidence
 from policy.release import RolloutRecord
 from policy.service_file import ServiceFile
 from tasks.gate import pass_gates, tell_step
@@ -27,8 +27,14 @@ def prove(
     suites = run_suites(site, rollout.id, wanted.tests, digest, folder)
     if suites is not None:
         tell_step(site, rollout, "Test", "; ".join(map(str, suites)))
-    scans, waived = scan_artifact(site, rollout.id, wanted, file, digest)
-    if scans is not None:
-        tell_step(site, rollout, "Scan", "; ".join(map(str, scans)))
-    evidence = Evidence(suites, scans, waived, site.builder.size_bytes(digest))
+    scanned = scan_artifact(site, rollout.id, wanted, file, digest, folder)
+    if scanned.scans is not None:
+        tell_step(site, rollout, "Scan", "; ".join(map(str, scanned.scans)))
+    evidence = Evidence(
+        suites,
+        scanned.scans,
+        scanned.waived,
+        site.builder.size_bytes(digest),
+        snapshots=scanned.snapshots,
+    )
     pass_gates(site, rollout, wanted.gates, evidence, folder, publisher)
