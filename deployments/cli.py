@@ -395,11 +395,14 @@ def gate(
     rollout_id: Annotated[
         int | None, typer.Option("--rollout", help="default: the last that has any")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="with all that speaks against it, and what to do")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what each gate measured, what it asks and why it is open or closed; 1 when one blocks."""
     _, ledger, env = _known(service, env)
-    opened = gate_commands.gate(ledger, service, env, rollout_id, as_json=as_json)
+    opened = gate_commands.gate(ledger, service, env, rollout_id, as_json=as_json, explain=explain)
     raise typer.Exit(0 if opened else 1)
 
 

@@ -65,8 +65,11 @@ def _day(at: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
 
 
-def gate(ledger: Any, service: str, env: str, rollout_id: int | None, *, as_json: bool) -> bool:
+def gate(
+    ledger: Any, service: str, env: str, rollout_id: int | None, *, as_json: bool, explain: bool
+) -> bool:
     """Print what the gates of a rollout said. -> whether all that block were open."""
+    from deployments.gate_explained import explained
     from tasks.evidence import kept_of
 
     rollouts = ledger.history(service, env, limit=1000)
@@ -86,7 +89,9 @@ def gate(ledger: Any, service: str, env: str, rollout_id: int | None, *, as_json
         print(json.dumps(content, indent=1))
     else:
         print(f"{service} {rollout.version} in {env} (rollout {rollout.id})")
-        for one in kept.gates:
+        for line in explained(kept, env) if explain else ():
+            print(line)
+        for one in () if explain else kept.gates:
             answer = f"{one.status}" if one.level == "block" else f"{one.status}, warns"
             print(f"  {one.gate:14} {answer:16} {one.number}  (asked: {one.limit})")
             print(f"  {'':14} {one.reason}")

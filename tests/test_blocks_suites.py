@@ -289,6 +289,11 @@ class TestTools:
         assert answer.outcome is Outcome.NOT_SCANNED
         assert why in answer.reason
 
+    def test_what_is_exploited_is_told_to_the_ci_system(self) -> None:
+        one = Finding("trivy", "vulnerability", "CVE-1", Severity.HIGH, "", "x", epss=0.5, kev=True)
+        [run] = json.loads(sarif.written([one]))["runs"]
+        assert run["results"][0]["properties"] == {"kev": True, "epss": 0.5}
+
     def test_one_that_says_itself_that_it_failed(self, tmp_path: Path) -> None:
         run = {
             "tool": {"driver": {"name": "x"}},

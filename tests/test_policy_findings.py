@@ -14,7 +14,7 @@ from policy.findings import (
     severity,
     waive,
 )
-from policy.priority import by_priority
+from policy.priority import by_priority, in_short, with_priority
 
 TODAY = date(2026, 11, 24)
 
@@ -95,8 +95,11 @@ def test_nothing_is_lost_and_nothing_passes_unwaived(
         assert not any(w.covers(finding) and w.expires >= TODAY for w in waivers)
 
 
-def test_the_severest_comes_first_then_what_can_be_mended() -> None:
+def test_what_is_exploited_comes_first_then_the_severest_the_likeliest_what_can_be_mended() -> None:
     findings = [
+        found("CVE-8", severity=Severity.LOW, kev=True),
+        found("CVE-7", epss=0.5),
+        found("CVE-6", epss=0.9),
         found("CVE-4"),
         found("CVE-3"),
         found("CVE-5", severity=Severity.LOW, fixed="2"),
@@ -104,7 +107,18 @@ def test_the_severest_comes_first_then_what_can_be_mended() -> None:
         found("CVE-1", severity=Severity.CRITICAL),
     ]
     order = [finding.id for finding in by_priority(findings)]
-    assert order == ["CVE-1", "CVE-2", "CVE-3", "CVE-4", "CVE-5"]
+    assert order == [f"CVE-{n}" for n in (8, 1, 6, 7, 2, 3, 4, 5)]
+
+
+def test_a_finding_in_short() -> None:
+    short = in_short(found("CVE-1", kev=True, epss=0.94321, fixed="2.10.1"))
+    assert short == "CVE-1 jinja2 (high, exploited, EPSS 94.3%, mended in 2.10.1)"
+
+
+def test_snapshots_mark_what_they_name_and_nothing_else() -> None:
+    one, two = with_priority([found("CVE-1"), found("CVE-2")], {"CVE-1": 0.5}, {"CVE-2"})
+    assert (one.epss, one.kev) == (0.5, False)
+    assert (two.epss, two.kev) == (None, True)
 
 
 def test_severities_are_read_in_any_case() -> None:

@@ -1,5 +1,6 @@
 """What is missing never passes; what fails says the number, the limit and why."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -10,8 +11,10 @@ from pydantic import ValidationError
 
 from policy.evidence import Evidence, SuiteResult
 from policy.findings import Finding, Scan, Severity, Waived, not_scanned, scanned
+from policy.gate_advice import advice
 from policy.gate_results import GateResult, Status
 from policy.gates import Gates, judge
+from policy.priority import Snapshot
 
 
 def gate(gates: dict[str, object], evidence: Evidence, name: str) -> GateResult:
@@ -21,7 +24,8 @@ def gate(gates: dict[str, object], evidence: Evidence, name: str) -> GateResult:
 
 def finding(severity: Severity = Severity.HIGH, **words: object) -> Finding:
     given = {"kind": "vulnerability", "id": "CVE-1", "title": "", "target": "x", "package": "a"}
-    return Finding(tool="trivy", severity=severity, **{**given, **words})  # type: ignore[arg-type]
+    given["tool"] = "trivy"
+    return Finding(severity=severity, **{**given, **words})  # type: ignore[arg-type]
 
 
 def found(*findings: Finding) -> Evidence:
@@ -116,6 +120,155 @@ class TestFindings:
         result = gate({}, Evidence(scans=(), waived=waived), "findings")
         assert result.status is Status.PASS
         assert "1 waived" in result.number
+
+
+def fresh(*names: str, unusable: str = "") -> tuple[Snapshot, ...]:
+    return tuple(Snapshot(name, 0.0, unusable) for name in names)  # type: ignore[arg-type]
+
+
+class TestExploited:
+    gates: ClassVar[dict[str, object]] = {"findings": {"known_exploited": True}}
+    likely: ClassVar[dict[str, object]] = {"findings": {"epss_at_least": "10%"}}
+
+    def known(self, one: Finding, *names: str, unusable: str = "") -> Evidence:
+        return replace(found(one), snapshots=fresh(*names, unusable=unusable))
+
+    def test_what_is_exploited_closes_it_whatever_its_severity(self) -> None:
+        low = finding(Severity.LOW, kev=True)
+        result = gate(self.gates, self.known(low, "KEV"), "findings")
+        assert result.blocks
+        assert result.reason == "CVE-1 a (low, exploited)"
+        assert not gate({}, self.known(low, "KEV"), "findings").blocks
+        assert not gate(self.gates, self.known(finding(Severity.LOW), "KEV"), "findings").blocks
+
+    def test_also_where_only_what_can_be_mended_counts(self) -> None:
+        gates: dict[str, object] = {"findings": {"known_exploited": True, "only_fixable": True}}
+        assert gate(gates, self.known(finding(kev=True), "KEV"), "findings").blocks
+        assert not gate(gates, self.known(finding(), "KEV"), "findings").blocks
+
+    def test_what_is_likely_to_be(self) -> None:
+        for epss, blocks in ((0.1, True), (0.099, False), (None, False)):
+            evidence = self.known(finding(Severity.LOW, epss=epss), "EPSS")
+            assert gate(self.likely, evidence, "findings").blocks is blocks, epss
+
+    def test_without_a_snapshot_or_with_an_old_one_it_is_closed(self) -> None:
+        harmless = finding(Severity.LOW)
+        for gates, name in ((self.gates, "KEV"), (self.likely, "EPSS")):
+            assert gate(gates, found(harmless), "findings").blocks
+            other = "EPSS" if name == "KEV" else "KEV"
+            assert gate(gates, self.known(harmless, other), "findings").blocks
+            old = self.known(harmless, name, unusable="8d old")
+            result = gate(gates, old, "findings")
+            assert (result.blocks, result.reason) == (True, "8d old")
+            assert not gate(gates, self.known(harmless, name), "findings").blocks
+        assert not gate({}, found(harmless), "findings").blocks
+
+    def test_where_nothing_is_scanned_nothing_is_asked(self) -> None:
+        assert gate(self.gates, Evidence(), "findings").status is Status.NOT_APPLICABLE
+
+    def test_all_that_speaks_against_it_is_kept_the_worst_first(self) -> None:
+        ids = [finding(id=f"CVE-{n}", epss=n / 10) for n in range(6)]
+        result = gate({}, found(*ids), "findings")
+        assert [words.split()[0] for words in result.against] == [f"CVE-{5 - n}" for n in range(6)]
+        assert result.reason.endswith("and 3 more")
+
+
+class TestCompliance:
+    def evidence(self, *findings: Finding) -> Evidence:
+        scans = (scanned("trivy", []), scanned("docker-cis-1.6.0", findings))
+        return Evidence(scans=scans, waived=Waived(findings))
+
+    def test_a_failed_control_closes_it_and_no_other_gate(self) -> None:
+        control = finding(kind="compliance", id="docker-cis-1.6.0/4.1", package="")
+        results = judge(Gates(), self.evidence(control))
+        assert [r.gate for r in results if r.blocks] == ["compliance"]
+        low = finding(Severity.LOW, kind="compliance")
+        assert gate({}, self.evidence(low), "compliance").blocks
+        gates: dict[str, object] = {"compliance": {"at_least": "high"}}
+        assert not gate(gates, self.evidence(low), "compliance").blocks
+
+    def test_a_report_that_was_not_made_closes_it_and_no_other(self) -> None:
+        scans = (scanned("trivy", []), not_scanned("docker-cis-1.6.0", "no Dockerfile"))
+        results = judge(Gates(), Evidence(scans=scans))
+        assert [r.gate for r in results if r.blocks] == ["compliance"]
+
+    def test_without_reports_there_is_no_gate(self) -> None:
+        assert "compliance" not in {r.gate for r in judge(Gates(), found())}
+
+
+class TestLint:
+    def of(self, ruff: int, bandit: int = 0, serves: "Evidence | None" = None) -> Evidence:
+        by_tool = {
+            tool: [finding(kind="code", tool=tool, id=f"{tool}{n}") for n in range(number)]
+            for tool, number in (("ruff", ruff), ("bandit", bandit))
+        }
+        scans = tuple(replace(scanned(tool, f), sarif=True) for tool, f in by_tool.items())
+        waived = Waived(tuple(f for findings in by_tool.values() for f in findings))
+        return Evidence(scans=scans, waived=waived, serves=serves)
+
+    def answers(self, lint: dict[str, object], evidence: Evidence) -> dict[str, Status]:
+        results = judge(Gates.model_validate({"lint": lint}), evidence)
+        return {r.gate: r.status for r in results if r.gate.startswith(("lint", "findings"))}
+
+    def test_named_tools_are_counted_here_and_not_among_the_findings(self) -> None:
+        lint: dict[str, object] = {"tools": ["ruff"], "at_most": 3}
+        assert self.answers(lint, self.of(3)) == {"findings": Status.PASS, "lint": Status.PASS}
+        assert self.answers(lint, self.of(4)) == {"findings": Status.PASS, "lint": Status.FAIL}
+        assert self.answers(lint, self.of(0, 1)) == {"findings": Status.FAIL, "lint": Status.PASS}
+
+    def test_without_names_all_are_counted_in_both(self) -> None:
+        both = self.answers({"at_most": 1}, self.of(1, 1))
+        assert both == {"findings": Status.FAIL, "lint": Status.FAIL}
+
+    def test_against_what_serves(self) -> None:
+        lint: dict[str, object] = {"tools": ["ruff"], "more_than_serves": 0}
+        for now, status in ((5, Status.PASS), (4, Status.PASS), (6, Status.FAIL)):
+            assert self.answers(lint, self.of(now, serves=self.of(5)))["lint growth"] is status
+        for serves in (None, Evidence(), Evidence(scans=(scanned("ruff", []),))):
+            answers = self.answers(lint, self.of(9, serves=serves))
+            assert answers["lint growth"] is Status.NOT_APPLICABLE
+
+    def test_a_linter_that_could_not_look_closes_it_and_no_other(self) -> None:
+        blind = replace(not_scanned("ruff", "no such rule"), sarif=True)
+        scans = (scanned("trivy", []), blind)
+        lint = {"tools": ["ruff"], "at_most": 3, "more_than_serves": 0}
+        gates = Gates.model_validate({"lint": lint, "licenses": {}})
+        closed = [r for r in judge(gates, Evidence(scans=scans)) if r.blocks]
+        assert [r.gate for r in closed] == ["lint", "lint growth"]
+        assert "no such rule" in closed[0].reason
+        without = judge(gates, Evidence(scans=(scanned("trivy", []),)))
+        assert [r.gate for r in without if r.blocks] == ["lint", "lint growth"]
+
+    def test_one_that_asks_nothing_is_a_mistake(self) -> None:
+        with pytest.raises(ValidationError, match="needs at_most or more_than_serves"):
+            Gates.model_validate({"lint": {"tools": ["ruff"]}})
+
+
+class TestAdvice:
+    def test_every_gate_has_some_and_what_is_open_needs_none(self) -> None:
+        everything: dict[str, object] = {
+            "lint": {"at_most": 0, "more_than_serves": 0},
+            "licenses": {},
+            "coverage": {"at_least": 1, "drop_at_most": 1},
+            "benchmarks": {},
+            "size": {"at_most": 1, "growth_at_most": 1},
+        }
+        scans = (scanned("trivy", []), scanned("docker-cis-1.6.0", []))
+        for evidence in (Evidence(), Evidence(scans=scans, serves=Evidence(size_bytes=1))):
+            results = judge(Gates.model_validate(everything), evidence)
+            for result in results:
+                told = advice(result, evidence.waived)
+                assert told.key
+                assert bool(told.next) is (result.status is Status.FAIL), result
+
+    def test_the_waiver_that_would_let_the_worst_through(self) -> None:
+        evidence = found(finding(Severity.CRITICAL, id="CVE-2"), finding())
+        told = advice(gate({}, evidence, "findings"), evidence.waived)
+        assert "- {id: CVE-2, package: a, reason: " in told.next
+
+    def test_what_could_not_be_scanned_cannot_be_waived(self) -> None:
+        evidence = Evidence(scans=(not_scanned("trivy", "no database"),))
+        assert "waive" not in advice(gate({}, evidence, "findings"), Waived(())).next
 
 
 class TestNumbers:

@@ -396,3 +396,62 @@ def test_a_url_in_the_place_of_a_name_is_not_repeated(file: Path, wrong: object)
     ) as refused:
         read_all(file)
     assert "Token" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("scan", "gates", "words"),
+    [
+        ({"compliance": ["k8s-cis-1.23"]}, {}, "is about a whole cluster"),
+        ({"compliance": ["docker-cis"]}, {}, "there is no report 'docker-cis'"),
+        ({"compliance": ["docker-cis-1.6.0"] * 2}, {}, "the same report twice"),
+        (
+            {"compliance": ["docker-cis-1.6.0"], "trivy": False, "pip_audit": True},
+            {},
+            "Trivy makes the reports",
+        ),
+        ({"trivy": False}, {}, "leaves nothing that scans"),
+        ({"trivy": False, "pip_audit": False}, {}, "leaves nothing that scans"),
+        ({"pip_audit": {"osv": "osv.example.org"}}, {}, "does not fit"),
+        ({"pip_audit": {"osv": "https://me:word@osv.example.org"}}, {}, "does not fit"),
+        ({"pip_audit": {"privat": ["shop"]}}, {}, "did you mean private?"),
+        ({"pip_audit": "yes"}, {}, "must be a mapping"),
+        ({"tools": [{"name": "pip-audit", "command": "x {sarif}"}]}, {}, "have the same name"),
+        ({"priority_age": "0s"}, {}, "greater than 0"),
+        ({}, {"compliance": {}}, "no report is asked for"),
+        ({}, {"lint": {"at_most": 0}}, "there are no linters"),
+        (
+            {"tools": [{"name": "ruff", "command": "x {sarif}"}]},
+            {"lint": {"tools": ["rufff"], "at_most": 0}},
+            "rufff is none of scan.tools: ruff",
+        ),
+        (
+            {"tools": [{"name": "ruff", "command": "x {sarif}"}]},
+            {"lint": {"tools": ["ruff"]}},
+            "needs at_most or more_than_serves",
+        ),
+        ({}, {"findings": {"epss_at_least": "110%"}}, "outside 0% to 100%"),
+        ({}, {"findings": {"exploited": True}}, "did you mean known_exploited?"),
+    ],
+)
+def test_scans_and_gates_that_cannot_be_are_refused(
+    file: Path, scan: dict[str, Any], gates: dict[str, Any], words: str
+) -> None:
+    file.write_text(as_text({**copy.deepcopy(FULL), "scan": scan, "gates": gates}))
+    with pytest.raises(BadInput, match=r":\d+: (scan|gates)") as refused:
+        read_all(file)
+    assert words in str(refused.value)
+
+
+def test_pip_audit_by_a_word_and_by_a_mapping(file: Path) -> None:
+    def read(value: Any) -> Any:
+        document = {**copy.deepcopy(FULL), "scan": {"pip_audit": value}}
+        document["environments"]["dev"]["scan"] = {"pip_audit": False}
+        file.write_text(as_text(document))
+        both = read_all(file)
+        assert both["dev"].scan
+        assert both["dev"].scan.pip_audit is None
+        return both["prod"].scan and both["prod"].scan.pip_audit
+
+    assert read(True).osv is None
+    assert read({"osv": "https://osv.example.org/v1/query"}).osv.endswith("/v1/query")
+    assert read(None) is None
