@@ -1,6 +1,5 @@
 """Has scanners look at what was built and at what it was built from."""
 
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,7 +82,7 @@ def _by_trivy(
 
 
 def _ordered(site: Site, scan: Scans, scans: tuple[Scan, ...], waivers: list[Waiver]) -> Scanned:
-    now = time.time()
+    now = site.clock()
     found: list[Finding] = rated([f for one in scans for f in one.findings], PIP_AUDIT)
     epss, kev, snapshots = Snapshots(site.trivy.cache).look_up(
         (f.id for f in found), now, scan.priority_age

@@ -125,6 +125,62 @@ def test_a_failed_test_and_a_stale_database_are_named(
     assert "there is no database" in dafnck("scan-db", "show", check=3).stdout
 
 
+def test_what_is_exploited_is_not_released_and_every_gate_explains_itself(
+    stack: Stack,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+    trivy: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "requirements.txt").write_text("jinja2==2.10\n")
+    (tmp_path / "bad.py").write_text("import os\nimport sys\n")
+    ruff = "python3 -m ruff check --isolated --output-format sarif --output-file {sarif} bad.py"
+    file = service(
+        "exploited",
+        build={"command": "cp probe.py {out}"},
+        scan={"tools": [{"name": "ruff", "command": ruff}]},
+        gates={
+            "findings": {"at_least": "critical", "known_exploited": True},
+            "lint": {"tools": ["ruff"], "at_most": 1, "level": "warn"},
+        },
+    )
+    ended = released(file, 1)
+    assert ended.phase is Phase.FAILED
+    assert "findings: there is no snapshot of KEV" in ended.reason
+    kev = {
+        "catalogVersion": "1",
+        "dateReleased": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "vulnerabilities": [{"cveID": "CVE-2019-10906"}],
+    }
+    (tmp_path / "kev.list").write_text(json.dumps(kev))
+    assert "KEV of" in dafnck("scan-db", "import", tmp_path / "kev.list").stdout
+    assert "there is no EPSS" in dafnck("scan-db", "show").stdout
+    bad = tmp_path / "bad.list"
+    bad.write_text("{}")
+    assert "all is as it was" in dafnck("scan-db", "import", bad, check=2).stderr
+    bad.unlink()
+
+    ended = released(file, 2)
+    assert ended.phase is Phase.FAILED
+    assert "CVE-2019-10906 jinja2 (high, exploited, mended in 2.10.1)" in ended.reason
+    told = dafnck("gate", "exploited", "--explain", check=1).stdout
+    for words in (
+        "findings: fail, closed",
+        "asked     none of critical or worse, none exploited",
+        "against 1 CVE-2019-10906 jinja2 (high, exploited, mended in 2.10.1)",
+        "- {id: CVE-2019-10906, package: jinja2, reason: …",
+        "lint: fail, open",
+        "measured  2",
+        "against 2 F401 bad.py:2",
+        "set by    gates.lint.at_most; for local alone environments.local.gates.lint.at_most",
+        "trivy: 1 findings, database of 20",
+        "KEV of 20",
+    ):
+        assert words in told, told
+    assert "against" not in dafnck("gate", "exploited", check=1).stdout
+
+
 def test_a_gate_without_anything_to_judge_is_a_mistake(dafnck: Dafnck, service: Service) -> None:
     for gates in ({"findings": {}}, {"licenses": {}}, {"tests": {}}):
         said = dafnck("validate", service("idle", gates=gates), check=2).stderr
