@@ -118,7 +118,8 @@ class Trivy:
         keep.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(keep, answer.decode())
         failed = list(failed_controls(controls))
-        return scanned(name, _of_image(failed, archive) if archive else failed)
+        scan = scanned(name, _of_image(failed, archive) if archive else failed)
+        return replace(scan, controls=len(controls.controls))
 
     def sbom(self, artifact: Path, *, within_seconds: float) -> bytes:
         """The installed packages of a folder, as CycloneDX JSON; it needs no database. Raises

@@ -91,6 +91,7 @@ class Scan:
     reason: str = ""  # why it could not scan, and what to do
     database_at: float | None = None  # when its vulnerabilities were collected, epoch seconds
     sarif: bool = False  # a tool of the team's own choice
+    controls: int = 0  # that a compliance report consists of
 
     def __str__(self) -> str:
         if self.outcome is Outcome.NOT_SCANNED:

@@ -162,14 +162,14 @@ def judge_compliance(gate: ComplianceGate, evidence: Evidence) -> GateResult:
         return GateResult("compliance", Status.NOT_APPLICABLE, gate.level, "", limit, why)
     if unknown := _unscanned("compliance", gate.level, limit, evidence, scans):
         return unknown
-    return _of(
-        "compliance",
-        gate.level,
-        limit,
-        evidence,
-        lambda finding: finding.kind == "compliance",
-        lambda finding: finding.severity >= gate.at_least,
-    )
+    failed = [f for f in evidence.waived.open if f.kind == "compliance"]
+    severe = by_priority([finding for finding in failed if finding.severity >= gate.at_least])
+    through = sum(finding.kind == "compliance" for finding, _ in evidence.waived.waived)
+    number = f"{len({f.id for f in severe})} of {sum(s.controls for s in scans)} controls failed"
+    number += f", {through} waived" if through else ""
+    if severe:
+        return failed_by("compliance", gate.level, number, limit, [in_short(f) for f in severe])
+    return GateResult("compliance", Status.PASS, gate.level, number, limit, "nothing that severe")
 
 
 def judge_lint(gate: LintGate, evidence: Evidence) -> list[GateResult]:

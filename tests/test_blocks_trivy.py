@@ -286,7 +286,9 @@ class TestCompliance:
         self, program: str, cache: Path, source: Path, tmp_path: Path
     ) -> None:
         archive = image_archive(tmp_path / "image.tar", {"a": ""})
-        found = by_id(self.report(program, cache, "docker-cis-1.6.0", source, archive))
+        answer = self.report(program, cache, "docker-cis-1.6.0", source, archive)
+        found = by_id(answer)
+        assert answer.controls == 12
         root = found["docker-cis-1.6.0/4.1"]
         assert (root.kind, root.severity, root.target) == ("compliance", Severity.HIGH, "image")
         kept = json.loads((tmp_path / "kept" / "docker-cis-1.6.0.json").read_text())
@@ -457,6 +459,13 @@ class TestWhatKeepsItFromAnAnswer:
     ) -> None:
         program = fake(tmp_path, f"echo '{answer}'")
         assert "report" in self.reason(program, cache, source)
+
+    def test_a_real_one_that_has_no_time_is_ended(
+        self, program: str, cache: Path, source: Path
+    ) -> None:
+        for number in range(200):
+            (source / f"{number}.py").write_text("x = 1\n" * 20_000)
+        assert "it did not end within" in self.reason(program, cache, source, within=0.05)
 
     def test_it_writes_without_end(
         self, cache: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

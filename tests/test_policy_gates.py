@@ -175,13 +175,17 @@ class TestExploited:
 
 class TestCompliance:
     def evidence(self, *findings: Finding) -> Evidence:
-        scans = (scanned("trivy", []), scanned("docker-cis-1.6.0", findings))
+        report = replace(scanned("docker-cis-1.6.0", findings), controls=12)
+        scans = (scanned("trivy", []), report)
         return Evidence(scans=scans, waived=Waived(findings))
 
     def test_a_failed_control_closes_it_and_no_other_gate(self) -> None:
         control = finding(kind="compliance", id="docker-cis-1.6.0/4.1", package="")
         results = judge(Gates(), self.evidence(control))
         assert [r.gate for r in results if r.blocks] == ["compliance"]
+        elsewhere = finding(kind="compliance", id="docker-cis-1.6.0/4.1", target="b", package="")
+        both = gate({}, self.evidence(control, elsewhere), "compliance")
+        assert both.number == "1 of 12 controls failed"
         low = finding(Severity.LOW, kind="compliance")
         assert gate({}, self.evidence(low), "compliance").blocks
         gates: dict[str, object] = {"compliance": {"at_least": "high"}}

@@ -63,6 +63,22 @@ FULL: dict[str, Any] = {
         "time_zone": "Europe/Berlin",
         "freeze_at": "50%",
     },
+    "scan": {
+        "trivy": True,
+        "database_age": "2d",
+        "priority_age": "7d",
+        "within": "10m",
+        "compliance": ["docker-cis-1.6.0"],
+        "pip_audit": {"osv": "https://osv.example.org/v1/query", "private": ["shop"]},
+        "tools": [{"name": "ruff", "command": "ruff --output-file {sarif}"}],
+    },
+    "gates": {
+        "findings": {"at_least": "high", "known_exploited": True, "epss_at_least": "10%"},
+        "secrets": {"level": "warn"},
+        "compliance": {"at_least": "low"},
+        "lint": {"tools": ["ruff"], "at_most": 20, "more_than_serves": 0},
+        "licenses": {"forbidden": ["AGPL-3.0-only"]},
+    },
     "migration": "contract",
     "notify": {"to": ["team-slack", "$MAIL_URL"], "on": ["start", "fail"]},
     "environments": {
@@ -444,7 +460,7 @@ def test_scans_and_gates_that_cannot_be_are_refused(
 
 def test_pip_audit_by_a_word_and_by_a_mapping(file: Path) -> None:
     def read(value: Any) -> Any:
-        document = {**copy.deepcopy(FULL), "scan": {"pip_audit": value}}
+        document = {**copy.deepcopy(FULL), "scan": {"pip_audit": value}, "gates": {}}
         document["environments"]["dev"]["scan"] = {"pip_audit": False}
         file.write_text(as_text(document))
         both = read_all(file)
