@@ -19,6 +19,7 @@ OUTPUT_BYTES = 256 * 2**20  # of any file it writes, its answer among them
 TAIL_BYTES = 4096
 MARK = "DAFNCK_CONFINED"  # names one run, in the environment of all it starts
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR")
+CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
@@ -50,12 +51,14 @@ def confined(
     network: bool = False,
     add: Mapping[str, str] | None = None,
     over: threading.Event | None = None,
+    file_bytes: int = 0,
 ) -> Iterator[Ended]:
     """Run it in `folder`, else in an empty one: what it reads may hold settings for it. Its home,
     temporary files and answer are in `scratch_place`, and gone after the body. `network`: it is
     told our proxies (which may hold a password). `over`: when it is set, the program is killed.
-    Raises CannotRun."""
-    names = PASSED_ON + (PROXIES if network else ())
+    `file_bytes`: so large a file it may write, if that is more than others may. Raises
+    CannotRun."""
+    names = PASSED_ON + (PROXIES + CERTIFICATES if network else ())
     environment = {name: os.environ[name] for name in names if name in os.environ}
     with scratch(scratch_place, "c") as here:  # short names: sockets have 108 bytes for theirs
         home = here / "h"
@@ -65,7 +68,15 @@ def confined(
         answer, errors = here / "answer", here / "errors"
         with answer.open("wb") as out, errors.open("wb") as err:
             files = out.fileno(), err.fileno()
-            code = _run(argv, folder or home, environment, files, within_seconds, over)
+            code = _run(
+                argv,
+                folder or home,
+                environment,
+                files,
+                within_seconds,
+                over,
+                max(OUTPUT_BYTES, file_bytes),
+            )
         yield Ended(code, answer, errors, _last_words(errors))
 
 
@@ -76,6 +87,7 @@ def _run(
     files: tuple[int, int],
     within_seconds: float,
     over: threading.Event | None,
+    file_bytes: int,
 ) -> int | None:
     """-> its exit code; None when it did not end in time."""
     try:
@@ -93,7 +105,7 @@ def _run(
         raise CannotRun(f"cannot run {argv[0]}: {words}") from error
     try:
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        most = OUTPUT_BYTES if hard == resource.RLIM_INFINITY else min(OUTPUT_BYTES, hard)
+        most = file_bytes if hard == resource.RLIM_INFINITY else min(file_bytes, hard)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
         give_up = time.monotonic() + within_seconds
         while time.monotonic() < give_up:

@@ -35,6 +35,7 @@ MAX_BYTES = 64 * 2**20  # of its report
 WAYS = {"fs": ("vuln", "misconfig", "secret"), "rootfs": ("vuln", "license")}
 OFFLINE = ("--skip-db-update", "--skip-java-db-update", "--skip-check-update", "--offline-scan")
 REPORT = ("--format", "json", *OFFLINE, "--exit-code", "0")
+BOM = ("--format", "cyclonedx", *OFFLINE)
 # Layers are kept by the names that images give them, and an image may give a wrong one.
 IMAGE = ("--cache-backend", "memory")
 
@@ -76,9 +77,9 @@ class Trivy:
         try:
             at = self._database(database_age_seconds)
             found = dict.fromkeys(self._find("fs", WAYS["fs"], source, within_seconds))
-            words = ["--scanners", "vuln,secret,license", *REPORT, *IMAGE, *_input(archive)]
+            words = ["--scanners", "vuln,secret,license", *REPORT]
             words += ["--image-config-scanners", "misconfig,secret"]
-            answer = self._run("image", words, within_seconds)
+            answer = self._run_image(archive, words, within_seconds)
             found |= dict.fromkeys(_of_image(_found(answer), archive))
         except _NoAnswer as why:
             return not_scanned(TRIVY, str(why))
@@ -102,8 +103,7 @@ class Trivy:
         try:
             if archive and "dockerfile" in kinds:
                 self._database(database_age_seconds)
-                words = [*report, *OFFLINE, *IMAGE, *_input(archive)]
-                answer = self._run("image", words, within_seconds)
+                answer = self._run_image(archive, [*report, *OFFLINE], within_seconds)
             else:
                 words = ["--scanners", "misconfig", *REPORT, "--", str(source.absolute())]
                 if not configured(_report(self._run("fs", words, within_seconds)), kinds):
@@ -124,11 +124,18 @@ class Trivy:
     def sbom(self, artifact: Path, *, within_seconds: float) -> bytes:
         """The installed packages of a folder, as CycloneDX JSON; it needs no database. Raises
         NoSbom."""
-        return self._bom("rootfs", [str(artifact.absolute())], within_seconds)
+        try:
+            words = [*BOM, "--", str(artifact.absolute())]
+            return _bom(self._run("rootfs", words, within_seconds))
+        except _NoAnswer as why:
+            raise NoSbom(f"{TRIVY} wrote no list of packages: {why}") from None
 
     def sbom_of_image(self, archive: Path, *, within_seconds: float) -> bytes:
         """The same of an image, in an archive as `docker save` writes it. Raises NoSbom."""
-        return self._bom("image", [*IMAGE, *_input(archive)], within_seconds)
+        try:
+            return _bom(self._run_image(archive, [*BOM], within_seconds))
+        except _NoAnswer as why:
+            raise NoSbom(f"{TRIVY} wrote no list of packages: {why}") from None
 
     def database_at(self) -> float | None:
         """When the vulnerabilities of the database were collected; None without one."""
@@ -188,14 +195,14 @@ class Trivy:
         # In an artifact it takes libraries for programs in Go, and says that it cannot read them.
         return [*_found(answer), *(unread if way == "fs" else ())]
 
-    def _bom(self, way: str, words: list[str], within_seconds: float) -> bytes:
+    def _run_image(self, archive: Path, words: list[str], within_seconds: float) -> bytes:
+        """It writes files of the image to its temporary folder, where they may be large."""
         try:
-            answer = self._run(way, ["--format", "cyclonedx", *OFFLINE, *words], within_seconds)
-            if _read(_Bom, answer).bomFormat != "CycloneDX":
-                raise _NoAnswer("its answer is no CycloneDX document")
-        except _NoAnswer as why:
-            raise NoSbom(f"{TRIVY} wrote no list of packages: {why}") from None
-        return answer
+            size = archive.stat().st_size
+        except OSError as error:
+            raise _NoAnswer(f"{archive} cannot be read: {error.strerror}") from None
+        words = [*words, *IMAGE, "--input", str(archive.absolute())]
+        return self._run("image", words, within_seconds, file_bytes=size)
 
     def _run(
         self,
@@ -203,6 +210,7 @@ class Trivy:
         words: list[str],
         within_seconds: float,
         unread: list[Finding] | None = None,
+        file_bytes: int = 0,
     ) -> bytes:
         """-> its answer; into `unread` what it passed over, because it could not read it."""
         program = shutil.which(self._program)
@@ -215,7 +223,9 @@ class Trivy:
         argv += ["--timeout", f"{within_seconds:.0f}s", *words]
         self.cache.mkdir(parents=True, exist_ok=True)
         try:
-            with confined(argv, self.cache, within_seconds=within_seconds) as ended:
+            with confined(
+                argv, self.cache, within_seconds=within_seconds, file_bytes=file_bytes
+            ) as ended:
                 if ended.code:
                     ended = replace(ended, last_words=fatal(ended.errors) or ended.last_words)
                 if ended.code != 0:
@@ -241,8 +251,10 @@ class _NoAnswer(Exception):
     """Why nothing was scanned."""
 
 
-def _input(archive: Path) -> list[str]:
-    return ["--input", str(archive.absolute())]
+def _bom(answer: bytes) -> bytes:
+    if _read(_Bom, answer).bomFormat != "CycloneDX":
+        raise _NoAnswer("its answer is no CycloneDX document")
+    return answer
 
 
 def _of_image(found: list[Finding], archive: Path) -> list[Finding]:

@@ -1,5 +1,6 @@
 """Trivy's JSON report, version 2, and what it found in our words."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,10 +180,18 @@ def passed_over(errors: Path) -> list[Finding]:
                     "cannot-be-read",
                     Severity.CRITICAL,
                     f"what it names was not looked at: {words[-300:]}",
-                    file[1] if file else "a file that Trivy does not name",
+                    _unquoted(file[1]) if file else "a file that Trivy does not name",
                 )
             ] = None
     return list(found)
+
+
+def _unquoted(words: str) -> str:
+    """It writes names as Go does; most of that is JSON too."""
+    try:
+        return str(json.loads(f'"{words}"'))
+    except ValueError:
+        return words
 
 
 def fatal(errors: Path) -> str:

@@ -232,6 +232,23 @@ class TestImages:
         answer = self.scan(program, cache, archive, source)
         assert answer.outcome is Outcome.CLEAN, (answer.findings, answer.reason)
 
+    def test_it_may_write_files_as_large_as_the_image(
+        self, cache: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A real one writes those of over 100 MB to its temporary folder."""
+        monkeypatch.setattr("blocks.confined.OUTPUT_BYTES", 100_000)
+        archive = image_archive(tmp_path / "image.tar", {"big.txt": "x" * 2_000_000})
+        limited = "until ulimit -f | grep -q [0-9]; do :; done"  # it is, as soon as it runs
+        for size, outcome in ((1_000_000, Outcome.CLEAN), (9_000_000, Outcome.NOT_SCANNED)):
+            program = fake(
+                tmp_path,
+                f'if [ "$1" = image ]; then {limited}\n'
+                f"head -c {size} /dev/zero > $TMPDIR/big || exit 9; fi\n"
+                "echo '{\"SchemaVersion\": 2}'",
+            )
+            answer = self.scan(program, cache, archive, source)
+            assert answer.outcome is outcome, answer.reason
+
     def test_layers_are_not_remembered_by_the_names_that_images_give_them(
         self, program: str, cache: Path, source: Path, tmp_path: Path
     ) -> None:
@@ -338,6 +355,7 @@ class TestWhatItPassesOver:
             ("pom.xml", "<proj"),
             ("uv.lock", 'version = 1\n[[package]]\nname = "a"\n'),
             ("Dockerfile", "FRO scratch\n"),
+            ('a "b" c/package-lock.json', "{"),
             ("main.tf", 'resource "a" {'),
         ],
     )
