@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from policy.findings import Finding, Waived
 from policy.gate_results import GateResult, Status
-from policy.priority import by_priority, in_short
+from policy.priority import in_short
 
 SARIF = "findings.sarif"
 # gate: (its key in the service file, the file with its details, how it opens again)
@@ -56,6 +56,5 @@ def as_waiver(finding: Finding) -> str:
 
 def _first(result: GateResult, waived: Waived) -> Finding | None:
     """The worst that speaks against it."""
-    of_license = {f"{f.about}: {f.id}": f for f in waived.open if f.kind == "license"}
-    by_words = {in_short(f): f for f in by_priority(waived.open)} | of_license
+    by_words = {in_short(finding): finding for finding in waived.open}
     return next((by_words[words] for words in result.against if words in by_words), None)

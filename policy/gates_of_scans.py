@@ -149,7 +149,7 @@ def judge_licenses(gate: LicensesGate, evidence: Evidence) -> GateResult:
     ]
     number = f"{len(bad)} of {len(found)}"
     if bad:
-        words = [f"{f.about}: {f.id}" for f in by_priority(bad)]
+        words = [in_short(finding) for finding in by_priority(bad)]
         return failed_by("licenses", gate.level, number, limit, words)
     return GateResult("licenses", Status.PASS, gate.level, number, limit, "none of them")
 
@@ -227,7 +227,7 @@ def _counted(
 ) -> GateResult:
     if kept:
         return GateResult(name, Status.PASS, level, f"{number}", limit, "few enough")
-    words = [f"{f.id} {f.about}" + (f":{f.line}" if f.line else "") for f in by_priority(found)]
+    words = [in_short(finding) for finding in by_priority(found)]
     return failed_by(name, level, f"{number}", limit, words)
 
 

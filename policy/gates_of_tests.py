@@ -4,7 +4,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from policy.evidence import Evidence
-from policy.gate_results import Gate, GateResult, Status, first, measured
+from policy.gate_results import Gate, GateResult, Status, failed_by, first, measured
 from policy.quantities import Percentage
 
 FEWEST_ROUNDS = 5  # of a benchmark, in either release: below, no order of them is unlikely enough
@@ -55,7 +55,7 @@ def judge_tests(gate: TestsGate, evidence: Evidence) -> GateResult:
     number = f"{ran} ran, {len(failed)} failed, {len(flaky)} flaky"
     empty = [f"{s.name}: no test ran" for s in evidence.suites if not s.ran and not s.broken]
     if why := [*broken, *failed, *empty]:
-        return GateResult("tests", Status.FAIL, gate.level, number, limit, first(why))
+        return failed_by("tests", gate.level, number, limit, why)
     if gate.flaky_at_most is not None and len(flaky) > gate.flaky_at_most:
         reason = f"passed only when run again: {first(flaky)}"
         return GateResult("tests", Status.FAIL, gate.level, number, limit, reason)
@@ -149,5 +149,5 @@ def judge_benchmarks(gate: BenchmarksGate, evidence: Evidence) -> GateResult:
         slower.append(f"{each} takes {ratio:.2f} times as long (by chance in {chance:.2g})")
     number = f"{len(slower)} of {len(chances)} slower"
     if slower:
-        return GateResult(name, Status.FAIL, gate.level, number, limit, first(slower))
+        return failed_by(name, gate.level, number, limit, slower)
     return GateResult(name, Status.PASS, gate.level, number, limit, "none beyond chance")

@@ -73,9 +73,10 @@ def by_priority(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def in_short(finding: Finding) -> str:
-    """CVE-2019-10906 jinja2 (high, exploited, EPSS 94%, mended in 2.10.1)"""
+    """CVE-2019-10906 jinja2 (high, exploited, EPSS 94%, mended in 2.10.1); F401 shop.py:3 (low)"""
     words = [str(finding.severity)]
     words += ["exploited"] if finding.kev else []
     words += [f"EPSS {finding.epss * 100:.3g}%"] if finding.epss is not None else []
     words += [f"mended in {finding.fixed}"] if finding.fixed else []
-    return f"{finding.id} {finding.about} ({', '.join(words)})"
+    line = f":{finding.line}" if finding.line and not finding.package else ""
+    return f"{finding.id} {finding.about}{line} ({', '.join(words)})"

@@ -42,6 +42,7 @@ class TestTests:
         result = gate({}, Evidence(suites=(SuiteResult("unit", 12, failed=("test_x",)),)), "tests")
         assert (result.status, result.blocks) == (Status.FAIL, True)
         assert result.reason == "unit: test_x"
+        assert result.against == ("unit: test_x",)
 
     @pytest.mark.parametrize(
         "suite", [SuiteResult("unit", 0), SuiteResult("unit", 0, broken="timed out")]
