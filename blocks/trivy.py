@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from blocks.confined import CannotRun, confined
 from blocks.files import scratch, write_atomically
-from blocks.trivy_database import BadDatabase, NoDatabase, collected, unpack
+from blocks.trivy_database import BadDatabase, NoDatabase, collected, look_into_java, unpack
 from blocks.trivy_report import (
     VERSION,
     Compliance,
@@ -137,31 +137,33 @@ class Trivy:
         except _NoAnswer as why:
             raise NoSbom(f"{TRIVY} wrote no list of packages: {why}") from None
 
-    def database_at(self) -> float | None:
-        """When the vulnerabilities of the database were collected; None without one."""
+    def database_at(self, folder: str = "db") -> float | None:
+        """When the vulnerabilities of the database were collected; None without one. `java-db`: the
+        names of Java archives."""
         try:
-            return collected(self.cache)
+            return collected(self.cache, folder)
         except NoDatabase:
             return None
 
-    def import_database(self, archive: Path) -> float:
-        """Take over a database from a tar archive (`trivy.db` and `metadata.json`, as Trivy's own
-        OCI artifact holds them). -> when it was collected. Raises BadDatabase; what was there
-        stays then."""
+    def import_database(self, archive: Path) -> tuple[str, float]:
+        """Take over a database from a tar archive (`trivy.db` or `trivy-java.db`, and
+        `metadata.json`, as Trivy's own OCI artifacts hold them). -> (its folder, of when it is).
+        Raises BadDatabase; what was there stays then."""
         self.cache.mkdir(parents=True, exist_ok=True)
         with scratch(self.cache, "import") as fresh:
-            (fresh / "db").mkdir()
-            unpack(archive, fresh / "db")
+            folder = unpack(archive, fresh)
             try:
-                at = collected(fresh)
+                at = collected(fresh, folder)
             except NoDatabase as why:
                 raise BadDatabase(f"{archive}: {why}") from None
-            self._try_out(fresh, archive)
-            old = fresh / "old"
-            if (self.cache / "db").exists():
-                (self.cache / "db").rename(old)
-            (fresh / "db").rename(self.cache / "db")
-        return at
+            if folder == "db":
+                self._try_out(fresh, archive)
+            else:
+                look_into_java(fresh, archive)
+            if (self.cache / folder).exists():
+                (self.cache / folder).rename(fresh / "old")
+            (fresh / folder).rename(self.cache / folder)
+        return folder, at
 
     def _try_out(self, cache: Path, archive: Path) -> None:
         """Trivy itself must be able to read it, before it takes the place of one that works."""

@@ -21,8 +21,8 @@ def import_(
     file: Annotated[
         Path,
         typer.Argument(
-            help="tar archive with trivy.db and metadata.json; or EPSS as CSV, also by gzip; or "
-            "KEV as JSON"
+            help="tar archive with metadata.json and trivy.db or trivy-java.db; or EPSS as CSV, "
+            "also by gzip; or KEV as JSON"
         ),
     ],
 ) -> None:
@@ -37,7 +37,8 @@ def import_(
         if taken := Snapshots(cache).import_file(file):
             at, what = taken.at, f"{taken.name}"
         else:
-            at, what = Trivy(cache).import_database(file), "the database"
+            folder, at = Trivy(cache).import_database(file)
+            what = "the database" if folder == "db" else "the database of Java archives"
     except (BadSnapshot, BadDatabase) as error:
         raise BadInput(f"{error}; all is as it was") from None
     print(f"{what} of {_day(at)} is in place")
@@ -52,12 +53,23 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="for machines")] =
 
     cache = open_stack().scan_cache
     collected, lists = Trivy(cache).database_at(), Snapshots(cache).dates()
+    java = Trivy(cache).database_at("java-db")
     if as_json:
-        print(json.dumps({"collected_at": collected, **{k.lower(): at for k, at in lists.items()}}))
+        print(
+            json.dumps(
+                {
+                    "collected_at": collected,
+                    "java": java,
+                    **{k.lower(): at for k, at in lists.items()},
+                }
+            )
+        )
     else:
-        print(f"database {_day(collected)}" if collected else f"there is no database; {BRING}")
-        for name, at in lists.items():
-            print(f"{name:8} {_day(at)}" if at else f"there is no {name}; {BRING}")
+        print(
+            f"{'database':13} {_day(collected)}" if collected else f"there is no database; {BRING}"
+        )
+        for name, at in [*lists.items(), ("Java database", java)]:
+            print(f"{name:13} {_day(at)}" if at else f"there is no {name}; {BRING}")
     raise typer.Exit(0 if collected is not None else 3)
 
 

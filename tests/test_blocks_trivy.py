@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+import sqlite3
 import tarfile
+import zipfile
+from contextlib import closing
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -169,7 +172,8 @@ class TestRealTrivy:
             tar.add(DATABASE / "metadata.json", "metadata.json")
         trivy = Trivy(tmp_path / "new", program=program)
         assert trivy.database_at() is None
-        assert trivy.import_database(archive) == COLLECTED == trivy.database_at()
+        assert trivy.import_database(archive) == ("db", COLLECTED)
+        assert trivy.database_at() == COLLECTED
         bad = tmp_path / "bad.tar"
         with tarfile.open(bad, "w") as tar:
             (tmp_path / "trivy.db").write_bytes(b"\0" * 70_000)
@@ -416,6 +420,65 @@ class TestListOfPackages:
             Trivy(tmp_path / "none", program=program).sbom_of_image(
                 tmp_path / "image.tar", within_seconds=60
             )
+
+
+JAVA = """
+create table artifacts(id integer primary key, group_id text, artifact_id text);
+create table indices(artifact_id integer, version text, sha1 blob, archive_type text);
+"""
+ROW = """
+insert into artifacts values (1, 'org.example', 'other');
+insert into indices values (1, '1.0', x'00', 'jar');
+"""
+
+
+class TestJava:
+    def archive(self, tmp_path: Path, *, tables: str) -> Path:
+        (tmp_path / "java").mkdir(exist_ok=True)
+        database = tmp_path / "java" / "trivy-java.db"
+        database.unlink(missing_ok=True)
+        with closing(sqlite3.connect(database)) as connection:
+            connection.executescript(tables)
+        about = {"Version": 1, "UpdatedAt": "2026-11-23T00:00:00Z"}
+        (tmp_path / "java" / "metadata.json").write_text(json.dumps(about))
+        with tarfile.open(tmp_path / "java.tar", "w") as tar:
+            for file in (tmp_path / "java").iterdir():
+                tar.add(file, file.name)
+        return tmp_path / "java.tar"
+
+    def test_what_holds_java_is_scanned_with_a_database_of_its_names_and_not_without(
+        self, program: str, cache: Path, source: Path, tmp_path: Path
+    ) -> None:
+        artifact = tmp_path / "artifact"
+        artifact.mkdir()
+        with zipfile.ZipFile(artifact / "shop-1.0.jar", "w") as jar:
+            names = "groupId=org.example\nartifactId=shop\nversion=1.0\n"
+            jar.writestr("META-INF/maven/org.example/shop/pom.properties", names)
+        answer = scan(program, cache, source, artifact=artifact)
+        assert answer.outcome is Outcome.NOT_SCANNED
+        assert "Java DB" in answer.reason
+        trivy = Trivy(cache, program=program)
+        given = trivy.import_database(self.archive(tmp_path, tables=JAVA + ROW))
+        assert given == ("java-db", COLLECTED)
+        assert "CVE-2019-10906" in by_id(scan(program, cache, source, artifact=artifact))
+        bom = json.loads(trivy.sbom(artifact, within_seconds=60))
+        assert [c["purl"] for c in bom["components"]] == ["pkg:maven/org.example/shop@1.0"]
+
+    @pytest.mark.parametrize("tables", [JAVA, "create table other(a);"])
+    def test_one_by_which_trivy_would_know_nothing_is_not_taken_over(
+        self, program: str, cache: Path, tmp_path: Path, tables: str
+    ) -> None:
+        trivy = Trivy(cache, program=program)
+        with pytest.raises(BadDatabase):
+            trivy.import_database(self.archive(tmp_path, tables=tables))
+        assert trivy.database_at("java-db") is None
+        assert trivy.database_at() == COLLECTED
+
+    def test_an_archive_without_a_database(self, program: str, cache: Path, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "none.tar", "w") as tar:
+            tar.add(DATABASE / "metadata.json", "metadata.json")
+        with pytest.raises(BadDatabase, match=r"holds none of trivy\.db, trivy-java\.db"):
+            Trivy(cache, program=program).import_database(tmp_path / "none.tar")
 
 
 class TestWhatKeepsItFromAnAnswer:
