@@ -62,8 +62,19 @@ class _Result(BaseModel):
     licenses: list[_License] = Field(default_factory=list, alias="Licenses")
 
 
+class _System(BaseModel):
+    family: str = Field("", alias="Family")
+    name: str = Field("", alias="Name")
+    over: bool = Field(False, alias="EOSL")  # its distribution cares for it no longer
+
+
+class _Metadata(BaseModel):
+    system: _System | None = Field(None, alias="OS")
+
+
 class Report(BaseModel):
     schema_version: int = Field(alias="SchemaVersion")
+    metadata: _Metadata | None = Field(None, alias="Metadata")
     results: list[_Result] | None = Field(None, alias="Results")
 
 
@@ -101,6 +112,13 @@ def failed_controls(report: Compliance) -> Iterator[Finding]:
 
 
 def findings(report: Report) -> Iterator[Finding]:
+    system = report.metadata.system if report.metadata else None
+    if system and system.over:
+        name = f"{system.family} {system.name}"
+        words = f"{name} is no longer cared for: of what is found in it since, nobody tells"
+        yield Finding(
+            TRIVY, "misconfiguration", "end-of-life", Severity.HIGH, words, "image", package=name
+        )
     for result in report.results or ():
         yield from _findings(result)
 

@@ -261,6 +261,23 @@ class TestImages:
         self.scan(program, cache, clean, source)
         assert not (cache / "fanal").exists()
 
+    def test_packages_of_the_system_and_a_system_that_nobody_cares_for(
+        self, program: str, cache: Path, source: Path, tmp_path: Path
+    ) -> None:
+        """Of the second Trivy finds nothing, for want of anyone who would tell."""
+        status = "Package: openssl\nStatus: install ok installed\nVersion: 3.0.0-1\n"
+        files = {"var/lib/dpkg/status": f"{status}Architecture: amd64\nSource: openssl\n\n"}
+        found = {}
+        for version in ("12.5", "8.11"):
+            files["etc/debian_version"] = f"{version}\n"
+            archive = image_archive(tmp_path / "image.tar", files)
+            found[version] = by_id(self.scan(program, cache, archive, source))
+        assert found["12.5"]["CVE-2023-5363"].target == "image"
+        assert "end-of-life" not in found["12.5"]
+        assert "CVE-2023-5363" not in found["8.11"]
+        old = found["8.11"]["end-of-life"]
+        assert (old.about, old.severity) == ("debian 8.11", Severity.HIGH)
+
     @pytest.mark.parametrize("content", [b"", b"garbage", b"\0" * 20_000])
     def test_what_is_no_image_is_not_scanned(
         self, program: str, cache: Path, source: Path, tmp_path: Path, content: bytes
