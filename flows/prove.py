@@ -14,20 +14,22 @@ from tasks.test import run_suites
 
 def prove(
     site: Site,
-    rollout: RolloutRecord,
+    rollout: RolloutRecord | None,
     wanted: ServiceFile,
     file: Path,
     digest: str,
     publisher: Publisher,
+    folder: Path,
 ) -> None:
-    """Raises Refused when a gate is closed, and BadInput for a mistake in the waivers."""
+    """`rollout`: None for a change that is only looked at. `folder`: for what is found out. Raises
+    Refused when a gate is closed, and BadInput for a mistake in the waivers."""
     if not wanted.proof_is_asked_for:
         return
-    folder = site.evidence / f"{site.service}-{site.environment}-rollout-{rollout.id}"
-    suites = run_suites(site, rollout.id, wanted.tests, digest, folder)
+    rollout_id = rollout.id if rollout else None
+    suites = run_suites(site, rollout_id, wanted.tests, digest, folder)
     if suites is not None:
         tell_step(site, rollout, "Test", "; ".join(map(str, suites)))
-    scanned = scan_artifact(site, rollout.id, wanted, file, digest, folder)
+    scanned = scan_artifact(site, rollout_id, wanted, file, digest, folder)
     if scanned.scans is not None:
         tell_step(site, rollout, "Scan", "; ".join(map(str, scanned.scans)))
     evidence = Evidence(

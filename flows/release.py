@@ -124,7 +124,8 @@ def _release(
             digest = build_artifact(site, rollout.id, wanted, file)
             store_attestations(site, digest, return_state=True)  # `dafnck verify` tells if not
             new = write_release(site, rollout.id, wanted, file, digest, version)
-            prove(site, rollout, wanted, file, digest, publisher)
+            found = site.evidence / f"{site.service}-{site.environment}-rollout-{rollout.id}"
+            prove(site, rollout, wanted, file, digest, publisher, found)
             site.ledger.set_phase(rollout.id, Phase.STARTING)
             stable = rollout.stable_id and site.ledger.release(rollout.stable_id)
             steps = plan(

@@ -35,22 +35,37 @@ def kept_of(ledger: Ledger, rollout_id: int) -> Kept | None:
     return _kept.validate_python(content) if content else None
 
 
-def of_what_serves(site: Site, rollout: RolloutRecord) -> Evidence | None:
-    content = rollout.stable_id and site.ledger.evidence_of_release(rollout.stable_id)
+def kept_in(folder: Path) -> Kept | None:
+    """What the gates left there; None when they did not get that far."""
+    try:
+        return _kept.validate_json((folder / "evidence.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def of_what_serves(site: Site, rollout: RolloutRecord | None) -> Evidence | None:
+    if rollout is None:
+        stable = site.ledger.stable(site.service, site.environment)
+    else:
+        stable = rollout.stable_id
+    content = stable and site.ledger.evidence_of_release(stable)
     return _kept.validate_python(content).evidence if content else None
 
 
 def keep(
     site: Site,
-    rollout: RolloutRecord,
+    rollout: RolloutRecord | None,
     evidence: Evidence,
     results: list[GateResult],
     folder: Path,
 ) -> None:
-    """In the ledger, and as files in the formats that CI systems read."""
+    """In the ledger, and as files in the formats that CI systems read; without a rollout as files
+    alone."""
     kept = Kept(replace(evidence, serves=None), results, str(folder))
     content = json.loads(_kept.dump_json(kept))
-    site.ledger.add_evidence(rollout.id, content)
+    if rollout is not None:
+        site.ledger.add_evidence(rollout.id, content)
+    write_atomically(folder / "evidence.json", json.dumps(content, indent=1) + "\n")
     write_atomically(folder / "gates.json", json.dumps(content["gates"], indent=1) + "\n")
     write_atomically(folder / "gates.xml", write_junit(results))
     waived = [(finding, waiver.reason) for finding, waiver in evidence.waived.waived]

@@ -24,14 +24,14 @@ log = logging.getLogger("dafnck")
 @task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def pass_gates(
     site: Site,
-    rollout: RolloutRecord,
+    rollout: RolloutRecord | None,
     gates: Gates,
     evidence: Evidence,
     folder: Path,
     publisher: Publisher,
 ) -> None:
     """Raises Refused, with the reasons, when a gate that blocks fails."""
-    with site.ledger.act(rollout.id, "gate") as said:
+    with site.act(rollout.id if rollout else None, "gate") as said:
         results = judge(gates, replace(evidence, serves=of_what_serves(site, rollout)))
         keep(site, rollout, evidence, results, folder)
         publisher.table("gates", [_row(result) for result in results], "May it be released?")
@@ -43,15 +43,18 @@ def pass_gates(
         tell_step(site, rollout, "Gate", f"closed: {closed}" if closed else "nothing is in the way")
         if refused:
             words = "; ".join(f"{result.gate}: {result.reason}" for result in refused)
+            see = f"dafnck gate {site.service} --env {site.environment}" if rollout else folder
             raise Refused(
                 f"{len(refused)} of {len(results)} gates are closed: {words}; nothing was started, "
-                f"what served serves. See dafnck gate {site.service} --env {site.environment}"
+                f"what served serves. See {see}"
             )
 
 
-def tell_step(site: Site, rollout: RolloutRecord, step: str, words: str) -> None:
+def tell_step(site: Site, rollout: RolloutRecord | None, step: str, words: str) -> None:
     """Into the story of the rollout, which people follow; it is no part of the evidence."""
     log.info("%s: %s", step, words)
+    if rollout is None:
+        return
     try:
         site.ledger.decide(rollout.id, step, 0, None, words)
     except Unreachable as error:

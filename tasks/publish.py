@@ -62,6 +62,16 @@ def publish_report(site: Site, rollout_id: int, publisher: Publisher) -> None:
 
 
 @contextmanager
+def published(key: str) -> Iterator[Publisher]:
+    """A publisher for a run that is no rollout."""
+    publisher = Publisher(key)
+    try:
+        yield publisher
+    finally:
+        publisher.close()
+
+
+@contextmanager
 def reported(site: Site) -> Iterator[Publisher]:
     """A publisher; however the body ends, the report of its rollout is written afterwards. It can
     undo nothing: a failure is told in Prefect, no more."""

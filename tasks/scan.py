@@ -28,7 +28,12 @@ class Scanned:
 
 @task(cache_policy=NO_CACHE)
 def scan_artifact(
-    site: Site, rollout_id: int, wanted: ServiceFile, file: Path, digest: str, folder: Path
+    site: Site,
+    rollout_id: int | None,
+    wanted: ServiceFile,
+    file: Path,
+    digest: str,
+    folder: Path,
 ) -> Scanned:
     """A tool that cannot answer says so: the gates hold that against the artifact. Compliance
     reports are kept in `folder`. Raises BadInput for a mistake in the waivers."""
@@ -36,7 +41,7 @@ def scan_artifact(
         return Scanned()
     waivers = read_waivers(wanted, site.environment, file)
     with (
-        site.ledger.act(rollout_id, "scan") as said,
+        site.act(rollout_id, "scan") as said,
         site.builder.source_of(wanted.build, source_folder(site, wanted, file), digest) as source,
         site.builder.image_archive(digest) as archive,
     ):

@@ -16,7 +16,7 @@ from tasks.site import Site
 
 @task(cache_policy=NO_CACHE)
 def run_suites(
-    site: Site, rollout_id: int, suites: Sequence[Suite], digest: str, evidence: Path
+    site: Site, rollout_id: int | None, suites: Sequence[Suite], digest: str, evidence: Path
 ) -> tuple[SuiteResult, ...] | None:
     """-> what each suite ended in, in the order of the file; None when there is none. What fails is
     judged by the gates: an answer is not asked for twice."""
@@ -27,7 +27,7 @@ def run_suites(
     def run(suite: Suite) -> SuiteResult:
         return run_suite(suite, artifact, evidence / "tests", site.builder.scratch, over)
 
-    with site.ledger.act(rollout_id, "test") as said:
+    with site.act(rollout_id, "test") as said:
         results: dict[str, SuiteResult] = {}
         together = [suite for suite in suites if suite.parallel]
         with ThreadPoolExecutor(max(1, len(together))) as pool:
