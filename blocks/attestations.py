@@ -3,6 +3,7 @@
     artifacts/<digest>/attestations/provenance.dsse.json   in-toto statement in a DSSE envelope
                                     files.txt              every file of the artifact
                                     sbom.json              CycloneDX, when Trivy is there
+                                    tests-<suite>.dsse.json  that it passed them
 
 The signature covers the others by their digests. Nothing that fails here is started.
 """
@@ -11,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,10 +20,11 @@ from blocks import tree
 from blocks.files import write_atomically
 from blocks.signing import Forged, Keys
 from policy.errors import Refused
-from policy.provenance import FILES, SBOM, Made, Statement, statement
+from policy.provenance import FILES, SBOM, STATEMENT, Made, Statement, statement
 
 FOLDER = "attestations"
 PROVENANCE = "provenance.dsse.json"
+TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 PARTS = ("app", "venv", "image.json")  # of the artifact: what its digest covers
 MOST_TOLD = 3
 
@@ -109,6 +112,31 @@ class Attestations:
                 "was built anew since, and came out different from what this release was made of",
             )
         return said, key
+
+    def attest_tests(self, artifact: str, name: str, asked: Any, result: Any) -> None:
+        """Say that an artifact passed a suite. `asked`: how the suite is written in the service
+        file; `result`: what it ended in. Both as JSON holds them."""
+        said = {
+            "_type": STATEMENT,
+            "subject": [{"name": FILES, "digest": {"sha256": self.content(artifact)}}],
+            "predicateType": TEST_RESULT,
+            "predicate": {"result": "PASSED", "suite": {"asked": asked, "ended": result}},
+        }
+        envelope = self._keys.sign(json.dumps(said, sort_keys=True).encode())
+        write_atomically(self._artifacts / artifact / FOLDER / f"tests-{name}.dsse.json", envelope)
+
+    def passed_tests(self, artifact: str, name: str, asked: Any) -> Any:
+        """What this suite ended in when the artifact passed it; None when it never did, or nobody
+        can vouch for it: then it is run."""
+        path = self._artifacts / artifact / FOLDER / f"tests-{name}.dsse.json"
+        try:
+            said = json.loads(self._keys.verify(path.read_text())[0])
+            of = [(one["name"], one["digest"]["sha256"]) for one in said["subject"]]
+            suite = said["predicate"]["suite"]
+            same = said["predicateType"] == TEST_RESULT and suite["asked"] == asked
+            return suite["ended"] if same and of == [(FILES, self.content(artifact))] else None
+        except (FileNotFoundError, Forged, ValueError, LookupError, TypeError):
+            return None
 
     def files(self, artifact: str) -> Iterator[Path]:
         """Everything that is said of it, for the object store."""

@@ -67,6 +67,6 @@ def _pipeline(site: Site, wanted: ServiceFile, file: Path) -> tuple[str, Path]:
     found = site.evidence / f"{site.service}-{site.environment}-pipeline-{name}"
     with published(f"{site.service}-{site.environment}") as publisher:
         digest = build_artifact(site, None, wanted, file)
-        store_attestations(site, digest, return_state=True)
         prove(site, None, wanted, file, digest, publisher, found)
+        store_attestations(site, digest, return_state=True)
     return digest, found

@@ -122,10 +122,10 @@ def _release(
         publisher.rollout_id = rollout.id
         with whole_or_nothing(site, rollout) as progress:
             digest = build_artifact(site, rollout.id, wanted, file)
-            store_attestations(site, digest, return_state=True)  # `dafnck verify` tells if not
             new = write_release(site, rollout.id, wanted, file, digest, version)
             found = site.evidence / f"{site.service}-{site.environment}-rollout-{rollout.id}"
             prove(site, rollout, wanted, file, digest, publisher, found)
+            store_attestations(site, digest, return_state=True)  # `dafnck verify` tells if not
             site.ledger.set_phase(rollout.id, Phase.STARTING)
             stable = rollout.stable_id and site.ledger.release(rollout.stable_id)
             steps = plan(

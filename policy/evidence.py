@@ -19,12 +19,19 @@ class SuiteResult:
     broken: str = ""  # why it has no result at all: timed out, no report, crashed
     coverage: float | None = None  # percent of the lines
     benchmarks: Mapping[str, Sequence[float]] = field(default_factory=dict)  # seconds of each round
+    before: str = ""  # where this artifact passed it, when it was not run again
+
+    @property
+    def passed(self) -> bool:
+        """Without any doubt: nothing failed, broke or had to be tried twice."""
+        return self.ran > 0 and not (self.failed or self.broken or self.flaky)
 
     def __str__(self) -> str:
         if self.broken:
             return f"{self.name}: {self.broken.splitlines()[0]}"
         flaky = f", {len(self.flaky)} flaky" if self.flaky else ""
-        return f"{self.name}: {self.ran} ran, {len(self.failed)} failed{flaky}"
+        before = f", as in {self.before}" if self.before else ""
+        return f"{self.name}: {self.ran} ran, {len(self.failed)} failed{flaky}{before}"
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ def judge_tests(gate: TestsGate, evidence: Evidence) -> GateResult:
         reason = f"passed only when run again: {first(flaky)}"
         return GateResult("tests", Status.FAIL, gate.level, number, limit, reason)
     again = f"passed only when run again: {first(flaky)}" if flaky else "all passed"
+    if before := [f"{s.name} in {s.before}" for s in evidence.suites if s.before]:
+        again += f"; the same artifact passed before: {first(before)}"
     return GateResult("tests", Status.PASS, gate.level, number, limit, again)
 
 

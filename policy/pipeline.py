@@ -40,6 +40,9 @@ class Suite(Part):
     )
     within: Seconds = Field(600.0, gt=0, description="time limit of one run")
     parallel: bool = Field(False, description="runs beside the other suites that say so")
+    rerun: bool = Field(
+        False, description="run it also when the very same artifact has passed it before"
+    )
     again: int = Field(
         0, ge=0, le=5, description="how often a suite with failures runs again, to tell flaky tests"
     )

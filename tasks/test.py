@@ -3,15 +3,19 @@
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from pydantic import TypeAdapter
 
 from blocks.suites import run_suite
 from policy.evidence import SuiteResult
 from policy.pipeline import Suite
 from tasks.site import Site
+
+_result = TypeAdapter(SuiteResult)
 
 
 @task(cache_policy=NO_CACHE)
@@ -19,13 +23,21 @@ def run_suites(
     site: Site, rollout_id: int | None, suites: Sequence[Suite], digest: str, evidence: Path
 ) -> tuple[SuiteResult, ...] | None:
     """-> what each suite ended in, in the order of the file; None when there is none. What fails is
-    judged by the gates: an answer is not asked for twice."""
+    judged by the gates: an answer is not asked for twice. What this very artifact passed before is
+    not run again, unless the suite says `rerun`."""
     if not suites:
         return None
     artifact, over = site.builder.folder(digest), threading.Event()
 
     def run(suite: Suite) -> SuiteResult:
-        return run_suite(suite, artifact, evidence / "tests", site.builder.scratch, over)
+        asked = suite.model_dump(mode="json", exclude={"rerun", "parallel", "within"})
+        if not suite.rerun and (ended := site.attestations.passed_tests(digest, suite.name, asked)):
+            return _result.validate_python(ended)
+        result = run_suite(suite, artifact, evidence / "tests", site.builder.scratch, over)
+        if result.passed:
+            kept = replace(result, before=evidence.name)
+            site.attestations.attest_tests(digest, suite.name, asked, _result.dump_python(kept))
+        return result
 
     with site.act(rollout_id, "test") as said:
         results: dict[str, SuiteResult] = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Dafnck, Released
+from test_blocks_attestations import one_byte
 from test_blocks_trivy import DATABASE, program  # noqa: F401 - a fixture
 from test_live_release import Service, who_answers
 
@@ -196,3 +197,57 @@ def test_a_mistake_in_the_waivers_is_a_mistake_in_the_file(
     (tmp_path / "waivers.yaml").write_text("waivers:\n- id: CVE-1\n  package: x\n  owner: me\n")
     said = dafnck("validate", file, check=2).stderr
     assert "waivers.yaml:2: waivers.0.reason: is missing" in said
+
+
+def test_what_passed_once_is_not_tested_again(
+    stack: Stack,
+    ledger: Ledger,
+    released: Released,
+    dafnck: Dafnck,
+    service: Service,
+    trivy: Path,
+    tmp_path: Path,
+) -> None:
+    """Built once, tested once; scanned each time, since what is known of it grows."""
+    file = proven(service, "again", tmp_path)
+    assert released(file, 1).phase is Phase.PROMOTED
+    second = released(file, 2)
+    assert second.phase is Phase.PROMOTED, second.reason
+    outcomes = {act.act: act.outcome for act in ledger.intents(second.id)}
+    assert "built before" in str(outcomes["build"])
+    assert "as in again-local-rollout-" in str(outcomes["test"])
+    assert "trivy" in str(outcomes["scan"])
+    told = dafnck("gate", "again").stdout
+    assert "the same artifact passed before: unit in again-local-rollout-" in told
+
+    artifact = stack.artifacts / ledger.release("again-local-2").artifact
+    one_byte(artifact / "attestations" / "tests-unit.dsse.json")
+    third = released(file, 3)
+    assert third.phase is Phase.PROMOTED
+    outcomes = {act.act: act.outcome for act in ledger.intents(third.id)}
+    assert "as in" not in str(outcomes["test"])
+
+
+def test_a_pipeline_judges_and_starts_nothing(
+    stack: Stack, ledger: Ledger, released: Released, service: Service, trivy: Path, tmp_path: Path
+) -> None:
+    from flows.pipeline import pipeline
+
+    file = proven(service, "change", tmp_path)
+    ended = pipeline(str(file), return_state=True)
+    assert ended.is_completed(), ended.message
+    found = Path(str(ended.message).rpartition(" see ")[2])
+    assert {path.name for path in found.iterdir()} >= {"gates.json", "gates.xml", "findings.sarif"}
+    assert not ledger.history("change")
+    first = released(file, 1)
+    assert first.phase is Phase.PROMOTED, first.reason
+    outcomes = {act.act: act.outcome for act in ledger.intents(first.id)}
+    assert "built before" in str(outcomes["build"])
+
+    (tmp_path / "test_probe.py").write_text("def test_it():\n    assert 1 == 2\n")
+    refused = pipeline(str(file), return_state=True)
+    assert (refused.type.value, refused.name) == ("FAILED", "Refused")
+    assert "tests: unit: test_probe.test_it" in str(refused.message)
+    bad = pipeline(str(tmp_path / "nothing.yaml"), return_state=True)
+    assert bad.name == "BadInput"
+    assert len(ledger.history("change")) == 1
