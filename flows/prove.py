@@ -5,6 +5,7 @@ from pathlib import Path
 from policy.evidence import Evidence
 from policy.release import RolloutRecord
 from policy.service_file import ServiceFile
+from tasks.aborted import until_aborted
 from tasks.gate import pass_gates, tell_step
 from tasks.publish import Publisher
 from tasks.scan import scan_artifact
@@ -26,7 +27,8 @@ def prove(
     if not wanted.proof_is_asked_for:
         return
     rollout_id = rollout.id if rollout else None
-    suites = run_suites(site, rollout_id, wanted.tests, digest, folder)
+    with until_aborted(site, rollout_id) as over:
+        suites = run_suites(site, rollout_id, wanted.tests, digest, folder, over)
     if suites is not None:
         tell_step(site, rollout, "Test", "; ".join(map(str, suites)))
     scanned = scan_artifact(site, rollout_id, wanted, file, digest, folder)

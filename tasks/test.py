@@ -20,14 +20,19 @@ _result = TypeAdapter(SuiteResult)
 
 @task(cache_policy=NO_CACHE)
 def run_suites(
-    site: Site, rollout_id: int | None, suites: Sequence[Suite], digest: str, evidence: Path
+    site: Site,
+    rollout_id: int | None,
+    suites: Sequence[Suite],
+    digest: str,
+    evidence: Path,
+    over: threading.Event,
 ) -> tuple[SuiteResult, ...] | None:
     """-> what each suite ended in, in the order of the file; None when there is none. What fails is
     judged by the gates: an answer is not asked for twice. What this very artifact passed before is
-    not run again, unless the suite says `rerun`."""
+    not run again, unless the suite says `rerun`. `over`: when it is set, what runs is ended."""
     if not suites:
         return None
-    artifact, over = site.builder.folder(digest), threading.Event()
+    artifact = site.builder.folder(digest)
 
     def run(suite: Suite) -> SuiteResult:
         asked = suite.model_dump(mode="json", exclude={"rerun", "parallel", "within"})

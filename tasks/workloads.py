@@ -1,5 +1,7 @@
 """Starts replicas of the new release and proves them ready; retires replicas of the old one."""
 
+import re
+import shutil
 import time
 from collections.abc import Callable
 
@@ -12,6 +14,8 @@ from policy.retention import split
 from tasks import put_back
 from tasks.retrying import when_unreachable
 from tasks.site import Site
+
+EVIDENCE_KEPT = 100  # folders of rollouts and pipelines; the ledger keeps what the gates said
 
 
 class NotReady(DafnckError):
@@ -106,4 +110,13 @@ def prune(site: Site, keep: int) -> list[str]:
         ledger.mark_removed(release_id)
     site.builder.remove_unused(ledger.artifacts_in_use())
     site.checkouts.remove_unused(ledger.folders_in_use())
+    _prune_evidence(site)
     return drop
+
+
+def _prune_evidence(site: Site) -> None:
+    ours = re.compile(rf"{site.service}-{site.environment}-(rollout-\d+|pipeline-[0-9a-f-]+)")
+    found = [folder for folder in site.evidence.glob("*") if ours.fullmatch(folder.name)]
+    found.sort(key=lambda folder: folder.stat().st_mtime)
+    for folder in found[:-EVIDENCE_KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)

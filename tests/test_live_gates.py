@@ -5,11 +5,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Dafnck, Released
+from conftest import Dafnck, Released, wait_for
 from test_blocks_attestations import one_byte
 from test_blocks_trivy import DATABASE, program  # noqa: F401 - a fixture
 from test_live_release import Service, who_answers
@@ -251,3 +252,26 @@ def test_a_pipeline_judges_and_starts_nothing(
     bad = pipeline(str(tmp_path / "nothing.yaml"), return_state=True)
     assert bad.name == "BadInput"
     assert len(ledger.history("change")) == 1
+
+
+def test_an_abort_does_not_wait_for_the_tests(
+    ledger: Ledger, released: Released, dafnck: Dafnck, service: Service, tmp_path: Path
+) -> None:
+    slow = {"name": "slow", "command": "sleep 100; touch {junit}"}
+    file = service("slowtests", tests=[slow])
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(released, file, 1)
+        wait_for(
+            lambda: any(
+                act.act == "test"
+                for r in ledger.unfinished("slowtests")
+                for act in ledger.intents(r.id)
+            ),
+            "tests run",
+        )
+        began = time.monotonic()
+        dafnck("abort", "slowtests", "--reason", "took too long")
+        assert time.monotonic() - began < 20
+        rollout = ended.result()
+    assert rollout.phase is Phase.FAILED
+    assert "took too long" in rollout.reason
