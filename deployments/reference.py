@@ -26,6 +26,7 @@ from policy.gates import (
     SizeGate,
     TestsGate,
 )
+from policy.image import ImageBuild
 from policy.judge import CustomMetric, Judge, Synthetic
 from policy.notice import Notify
 from policy.pipeline import Scans, Suite, Tool
@@ -49,6 +50,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("The file", ServiceFile),
     ("build", Build),
     ("build.python", PythonBuild),
+    ("build.image", ImageBuild),
     ("run", Run),
     ("run.health", Health),
     ("run.limits", Limits),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from policy.service_file import Rollout, Route, Run
+from policy.service_file import PlatformName, Rollout, Route, Run
 
 
 class Release(BaseModel):
@@ -21,6 +21,7 @@ class Release(BaseModel):
     environment: str
     version: str
     artifact: str  # digest of what was built; names its directory
+    platform: PlatformName = "local"
     run: Run
     route: Route
     rollout: Rollout

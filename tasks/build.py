@@ -12,7 +12,7 @@ from tasks.retrying import when_unreachable
 from tasks.site import Site
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
 def build_artifact(site: Site, rollout_id: int, wanted: ServiceFile, folder: Path) -> str:
     """Build what the service file asks for. -> digest. Raises BuildFailed with the last lines."""
     with site.ledger.act(rollout_id, "build") as said:
@@ -33,6 +33,7 @@ def write_release(
             environment=site.environment,
             version=version,
             artifact=digest,
+            platform=wanted.platform,
             run=wanted.run,
             route=wanted.route,
             rollout=wanted.rollout,
