@@ -51,11 +51,14 @@ class DockerHost:
     # -- Workloads ---------------------------------------------------------------------------
 
     def start(self, release: Release, replicas: int) -> None:
-        image = self._lay_out(release)
+        with locked(self._stack.releases / "containers.lock"):
+            image = self._lay_out(release)
         name = self._runnable(image, release.id)
-        self._want(release.id, replicas)
-        for number in range(replicas):
-            self._run(release, number, name)
+        # The guard and `dafnck up` may mean the same replica.
+        with locked(self._folder(release.id) / "start.lock"):
+            self._want(release.id, replicas)
+            for number in range(replicas):
+                self._run(release, number, name)
         extra = [n for n in self._numbers(release.id) if n >= replicas]
         self._stop(release.id, extra, release.run.grace)
 
