@@ -426,6 +426,10 @@ class ServiceFile(Part):
                 raise ValueError("run.port: is missing: the port that the image listens on")
             if (memory := self.run.limits.memory) is not None and memory < 6 * 2**20:
                 raise ValueError("run.limits.memory: a container needs 6M at least")
+            for number, suite in enumerate(self.tests):
+                if suite.requirements is not None:
+                    words = "a suite runs in the image as it ships: install them there"
+                    raise ValueError(f"tests.{number}.requirements: {words}")
             return self
         if self.build.image is not None:
             raise ValueError("build.image: needs platform: docker")

@@ -254,7 +254,8 @@ def _explain(
         message = _message(mistake, path)
         if match := re.match(r"([A-Za-z0-9_./-]+): (.*)", message, re.DOTALL):
             # A rule across keys names the key that it is about.
-            named = (*path, *match[1].split("."))  # run.port: also of one that is missing
+            words = match[1].split(".")  # run.port: also of one that is missing
+            named = (*path, *(int(word) if word.isdigit() else word for word in words))
             missing = "." in match[1] and _find(document, named[:-1], environment)
             if mistake["type"] == "value_error" and (
                 missing or _find(document, named, environment)

@@ -15,6 +15,7 @@ from blocks.stack import listens
 
 BUSYBOX = Path("/bin/busybox")
 REGISTRY = "docker-registry"
+RELEASED: set[str] = set()  # names of services, by all tests of this process
 
 # Serves the id of its release. What it writes it writes to /tmp: the rest is read-only.
 SERVE = """#!/bin/sh
@@ -39,11 +40,13 @@ CMD ["/srv/serve"]
 
 
 @pytest.fixture(scope="session")
-def docker() -> Any:
+def docker() -> Iterator[Any]:
     """The engine's API; the tests are skipped where none answers."""
     if trouble := docker_engine.answers():
         pytest.skip(trouble)
-    return docker_engine.engine()
+    yield docker_engine.engine()
+    # A stack that was brought up again also brought back what an earlier test had released.
+    remove_containers(docker_engine.engine(), *RELEASED)
 
 
 @pytest.fixture(scope="session")
@@ -92,10 +95,11 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def image_service(docker: Any, source: Path) -> Iterator[Callable[..., Path]]:
     """Write a service file of the test image, with these parts laid over. -> its path."""
-    written: list[str] = []
+    written: set[str] = set()
 
     def write(name: str, **parts: Any) -> Path:
-        written.append(name)
+        written.add(name)
+        RELEASED.add(name)
         quick = {"drain": "5s", "grace": "2s", "start": "20s", "env": {}, "replicas": 2}
         document = {
             "version": 1,
