@@ -34,7 +34,7 @@ class Seen:
     status: str  # created running paused restarting removing exited dead
     port: int | None  # on loopback
     restarts: int
-    started_at: str  # RFC 3339, nine digits: comes in order as text
+    finished_at: str  # when it ended last; RFC 3339, nine digits: comes in order as text
     exit_code: int
     trouble: str  # of the engine itself, or out of memory
     health_trouble: str  # of a health check that the engine makes
@@ -47,8 +47,14 @@ class Seen:
 @dataclass(frozen=True)
 class Logged:
     name: str
-    at: str  # as Seen.started_at
+    at: str  # as Seen.finished_at
     text: str
+
+    def was_before(self, end: str) -> bool:
+        """Did the program that ended then write it? Its last words are stamped a moment later, and
+        those of its successor, at the earliest after the engine's pause of 100 ms, also before the
+        engine calls that one started."""
+        return _seconds(self.at) - _seconds(end) < 0.08
 
 
 def container_port(release: Release) -> int:
@@ -153,7 +159,7 @@ def seen(name: str) -> Seen | None:
         state["Status"],
         int(bound[0]["HostPort"] or 0) if bound else None,
         said["RestartCount"],
-        _in_order(state["StartedAt"]),
+        _in_order(state["FinishedAt"]),
         state["ExitCode"],
         killed or state["Error"],
         _health_trouble(state.get("Health")),
@@ -177,7 +183,7 @@ def logged(name: str, lines: int, after: str = "") -> Iterator[Logged]:
 
     wanted: dict[str, Any] = {"tail": lines}
     if after:
-        wanted = {"since": int(datetime.fromisoformat(f"{after[:19]}+00:00").timestamp())}
+        wanted = {"since": int(_seconds(after))}
     with asking(f"read the log of {name}"):
         try:
             text = engine().logs(name, timestamps=True, **wanted)
@@ -193,6 +199,11 @@ def _in_order(at: str) -> str:
     """The engine leaves zeros at the end out in one place and writes them in the other."""
     seconds, _, fraction = at.rstrip("Z").partition(".")
     return f"{seconds}.{fraction:0<9}Z"
+
+
+def _seconds(at: str) -> float:
+    whole, _, fraction = at.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{fraction}")
 
 
 def _words(command: Command, port: int) -> list[str]:

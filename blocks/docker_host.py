@@ -316,7 +316,7 @@ class DockerHost:
                 before = [
                     line.text.strip()
                     for line in logged(found.name, 200)
-                    if line.at < found.started_at and line.text.strip()
+                    if line.text.strip() and line.was_before(found.finished_at)
                 ]
                 if found.trouble or before:
                     return found.trouble or before[-1]
