@@ -34,7 +34,8 @@ class Seen:
     status: str  # created running paused restarting removing exited dead
     port: int | None  # on loopback
     restarts: int
-    finished_at: str  # when it ended last; RFC 3339, nine digits: comes in order as text
+    started_at: float  # seconds since the epoch, as the next
+    finished_at: float  # when it ended last, of one that runs too
     exit_code: int
     trouble: str  # of the engine itself, or out of memory
     health_trouble: str  # of a health check that the engine makes
@@ -47,14 +48,8 @@ class Seen:
 @dataclass(frozen=True)
 class Logged:
     name: str
-    at: str  # as Seen.finished_at
+    at: str  # RFC 3339, nine digits: comes in order as text
     text: str
-
-    def was_before(self, end: str) -> bool:
-        """Did the program that ended then write it? Its last words are stamped a moment later, and
-        those of its successor, at the earliest after the engine's pause of 100 ms, also before the
-        engine calls that one started."""
-        return _seconds(self.at) - _seconds(end) < 0.08
 
 
 def container_port(release: Release) -> int:
@@ -159,7 +154,8 @@ def seen(name: str) -> Seen | None:
         state["Status"],
         int(bound[0]["HostPort"] or 0) if bound else None,
         said["RestartCount"],
-        _in_order(state["FinishedAt"]),
+        _seconds(_in_order(state["StartedAt"])),
+        _seconds(_in_order(state["FinishedAt"])),
         state["ExitCode"],
         killed or state["Error"],
         _health_trouble(state.get("Health")),
@@ -193,6 +189,19 @@ def logged(name: str, lines: int, after: str = "") -> Iterator[Logged]:
         at, _, words = line.partition(" ")
         if (one := Logged(name, _in_order(at), words)).at > after:
             yield one
+
+
+def last_words(name: str) -> str:
+    """What the program that ended last wrote last, also when its successor writes already.
+
+    The engine stamps a line when it reads it: a moment after the program's end, or a moment before
+    it calls the successor started. Between the two there is its pause before a restart."""
+    lines = list(logged(name, 200))
+    found = seen(name)  # after the log: what is not running now has written nothing since
+    if found and found.status == "running":
+        turn = (found.finished_at + found.started_at) / 2
+        lines = [line for line in lines if _seconds(line.at) < turn]
+    return next((line.text.strip() for line in reversed(lines) if line.text.strip()), "")
 
 
 def _in_order(at: str) -> str:

@@ -18,6 +18,7 @@ from blocks.container import (
     STACK,
     Logged,
     Seen,
+    last_words,
     logged,
     seen,
     settings,
@@ -299,8 +300,7 @@ class DockerHost:
         if found is None:
             return "its container is gone"
         if found.status != "running":
-            said = [line.text for line in logged(found.name, 5) if line.text.strip()][-1:]
-            words = found.trouble or (said[0].strip() if said else f"exit code {found.exit_code}")
+            words = found.trouble or last_words(found.name) or f"exit code {found.exit_code}"
             return f"{found.status}: {words}"
         if quick:
             return ""
@@ -312,12 +312,6 @@ class DockerHost:
     def _last_words(self, replicas: Sequence[Seen | None]) -> str:
         """What one that ended wrote last, before it was started again."""
         for found in replicas:
-            if found and found.restarts:
-                before = [
-                    line.text.strip()
-                    for line in logged(found.name, 200)
-                    if line.text.strip() and line.was_before(found.finished_at)
-                ]
-                if found.trouble or before:
-                    return found.trouble or before[-1]
+            if found and found.restarts and (words := found.trouble or last_words(found.name)):
+                return words
         return ""

@@ -142,6 +142,22 @@ def test_a_killed_replica_comes_back_and_the_others_serve(
     alone(stack, dafnck, docker, name, f"{name}-local-1")
 
 
+def test_an_image_that_fails_its_own_tests_is_not_started(
+    stack: Stack, docker: Any, released: Released, dafnck: Dafnck, image_service: ImageService
+) -> None:
+    name = own_name("tested")
+    case = "<testcase classname='shop' name='serves'"
+    report = f'echo "<testsuite>{case}%s</testsuite>" > {{junit}}; test -x /srv/serve'
+    good = [{"name": "unit", "command": report % "/>"}]
+    assert released(image_service(name, tests=good), "1").phase is Phase.PROMOTED
+    bad = [{"name": "unit", "command": report % "><failure message='no'/></testcase>"}]
+    refused = released(image_service(name, tests=bad), "2")
+    assert refused.phase is Phase.FAILED
+    assert "shop.serves" in refused.reason
+    assert running(docker, name) == {f"{name}-local-1.0", f"{name}-local-1.1"}
+    alone(stack, dafnck, docker, name, f"{name}-local-1")
+
+
 def test_an_engine_that_is_away_costs_nothing_that_serves(
     stack: Stack,
     docker: Any,
