@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -268,9 +269,11 @@ class DockerHost:
         return sorted(int(one["Labels"][REPLICA]) for one in found)
 
     def _stop(self, release_id: str, numbers: Sequence[int], grace_seconds: float) -> None:
+        from docker.errors import NotFound
+
         def stop(number: int) -> None:
             name = f"{release_id}.{number}"
-            with asking(f"stop {name}"):
+            with asking(f"stop {name}"), suppress(NotFound):  # somebody removed it meanwhile
                 engine().stop(name, timeout=max(1, round(grace_seconds)))
             found = self._look(release_id, number)
             if found and not found.ended:
@@ -287,11 +290,8 @@ class DockerHost:
     def _forget(self, release_id: str, number: int) -> None:
         from docker.errors import NotFound
 
-        with asking(f"remove {release_id}.{number}"):
-            try:
-                engine().remove_container(f"{release_id}.{number}", force=True, v=True)
-            except NotFound:
-                return
+        with asking(f"remove {release_id}.{number}"), suppress(NotFound):
+            engine().remove_container(f"{release_id}.{number}", force=True, v=True)
 
     # -- looking -------------------------------------------------------------------------------
 

@@ -20,10 +20,13 @@ from policy.errors import BadInput, DafnckError, NotApplied, Refused
 from policy.image import Image, ImageBuild
 
 FILE = "image.json"
+# How builders say that the image of a FROM is not there: of old, and BuildKit by its versions.
 _NO_BASE = re.compile(
-    r"manifest unknown|manifest for .* not found|repository does not exist|"
-    r"pull access denied for (?P<name>[^,\s]+)|: not found"
+    r"manifest for (?P<a>\S+) not found|pull access denied for (?P<b>[^,\s]+)|"
+    r"ERROR: (?P<c>\S+): not found|"
+    r"(?P<d>\S+): failed to resolve source metadata for \S+ \S+: not found|manifest unknown"
 )
+_ASKED = re.compile(r"load metadata for (\S+)")
 
 
 class Images:
@@ -239,14 +242,12 @@ def _build_errors() -> Iterator[None]:
 
 def _no_base(said: str) -> DafnckError | None:
     """Only what went wrong with the image that it builds on."""
-    asked = re.search(
-        r"load metadata for (\S+)|failed to resolve source metadata for (\S+?):? ", said
-    )
     missing = _NO_BASE.search(said)
-    if missing is None or not (asked or missing["name"] or "manifest" in missing[0]):
+    if missing is None:
         return None
-    name = missing["name"] or (asked and (asked[1] or asked[2])) or ""
+    asked = _ASKED.search(said)
+    name = next((named for named in missing.groups() if named), asked[1] if asked else "")
     return BuildFailed(
-        f"the base image {name.strip(':')} is not found, or not for us to see; nothing was "
-        f"released, what served still serves\n{said.partition(chr(10))[2]}"
+        f"the base image {name} is not found, or not for us to see; nothing was released, what "
+        f"served still serves\n{said.partition(chr(10))[2]}"
     )

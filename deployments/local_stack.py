@@ -113,7 +113,7 @@ def _stop_containers(stack: Stack, said: Callable[[str], None]) -> None:
     try:
         if stopped := DockerHost(stack).stop_all():
             said(f"stopped the containers of {', '.join(stopped)}")
-    except Unreachable as error:
+    except DafnckError as error:
         said(f"containers, if there are any, were not stopped: {error}")
 
 

@@ -45,7 +45,7 @@ def docker() -> Iterator[Any]:
     if trouble := docker_engine.answers():
         pytest.skip(trouble)
     yield docker_engine.engine()
-    # A stack that was brought up again also brought back what an earlier test had released.
+    # Not by each test: a stack that is brought up again brings back all that was ever released.
     remove_containers(docker_engine.engine(), *RELEASED)
 
 
@@ -93,12 +93,11 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def image_service(docker: Any, source: Path) -> Iterator[Callable[..., Path]]:
-    """Write a service file of the test image, with these parts laid over. -> its path."""
-    written: set[str] = set()
+def image_service(docker: Any, source: Path) -> Callable[..., Path]:
+    """Write a service file of the test image, with these parts laid over. -> its path. What is
+    released by it is removed when all tests are over."""
 
     def write(name: str, **parts: Any) -> Path:
-        written.add(name)
         RELEASED.add(name)
         quick = {"drain": "5s", "grace": "2s", "start": "20s", "env": {}, "replicas": 2}
         document = {
@@ -114,8 +113,7 @@ def image_service(docker: Any, source: Path) -> Iterator[Callable[..., Path]]:
             YAML().dump(document, text)
         return source / "dafnck.yaml"
 
-    yield write
-    remove_containers(docker, *written)
+    return write
 
 
 def remove_containers(docker: Any, *services: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 import time
@@ -282,8 +283,10 @@ def test_a_build_that_hangs_is_ended(docker: Any, builder: Builder, source: Path
 
 
 def test_what_is_wrong_with_the_base_image_is_said(
-    builder: Builder, source: Path, registry: str
+    builder: Builder, source: Path, registry: str, tmp_path: Path
 ) -> None:
+    base = Path(shutil.copytree(source, tmp_path / "base"))
+
     def building_on(name: str) -> str:
         (source / "Dockerfile").write_text(f"FROM {name} AS app\n")
         with pytest.raises(BuildFailed) as failed:
@@ -293,6 +296,10 @@ def test_what_is_wrong_with_the_base_image_is_said(
     assert building_on(f"{registry}/nosuch:1").startswith(
         f"the base image {registry}/nosuch:1 is not found, or not for us to see; nothing was"
     )
+    _, image = built(builder, base, push=f"{registry}/base")
+    said = building_on(f"{image.tag} AS x\nRUN nosuchprogram\nFROM x")
+    assert "the build failed: docker ended with" in said
+    assert "nosuchprogram: not found" in said
     (source / "Dockerfile").write_text("FROM 127.0.0.1:1/away:1 AS app\n")
     with pytest.raises(Unreachable, match="the registry does not answer: could not build"):
         builder.build(way(), source)
