@@ -1,16 +1,12 @@
 """Workloads as containers of this machine's Docker engine, each replica on a loopback port.
 
-A release has a folder of its own: its image by digest, its configuration, the port of each replica
-and how many are wanted. A container that was stopped is kept, with its log, until the release is
-removed: an old release starts again as it was.
+A container that was stopped is kept, with its log, until the release is removed: an old release
+starts again as it was.
 """
 
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from zlib import crc32
 
 from blocks.container import (
@@ -24,10 +20,11 @@ from blocks.container import (
     seen,
     settings,
 )
+from blocks.container_release import ContainerReleases
 from blocks.docker_engine import asking, engine
-from blocks.files import locked, write_atomically
-from blocks.images import Images, read_image, write_image
-from blocks.loopback import PORTS_LOCK, connections_to, free_port, http_trouble, is_free, url_of
+from blocks.files import locked
+from blocks.images import Images
+from blocks.loopback import connections_to, http_trouble, is_free, url_of
 from blocks.stack import Stack
 from policy.errors import NotApplied, Refused
 from policy.image import Image
@@ -41,34 +38,33 @@ class DockerHost:
     """Workloads in containers."""
 
     def __init__(self, stack: Stack) -> None:
-        self._stack = stack
+        self._releases = ContainerReleases(stack)
         self._images = Images(stack.scratch)
         # Containers of two homes on one machine must not be taken for each other's.
         self._mark = f"{crc32(str(stack.home).encode()):08x}"
 
     def knows(self, release_id: str) -> bool:
         """Is it a release of images?"""
-        return (self._folder(release_id) / "image.json").exists()
+        return self._releases.knows(release_id)
 
     # -- Workloads ---------------------------------------------------------------------------
 
     def start(self, release: Release, replicas: int) -> None:
-        with locked(self._stack.releases / "containers.lock"):
-            image = self._lay_out(release)
+        image = self._releases.lay_out(release)
         name = self._runnable(image, release.id)
         # The guard and `dafnck up` may mean the same replica.
-        with locked(self._folder(release.id) / "start.lock"):
-            self._want(release.id, replicas)
+        with locked(self._releases.folder(release.id) / "start.lock"):
+            self._releases.want(release.id, replicas)
             for number in range(replicas):
                 self._run(release, number, name)
         extra = [n for n in self._numbers(release.id) if n >= replicas]
         self._stop(release.id, extra, release.run.grace)
 
     def endpoints(self, release_id: str, *, quick: bool = False) -> Endpoints:
-        release, wanted = self._release(release_id), self._wanted(release_id)
+        release, wanted = self._releases.release(release_id), self._releases.wanted(release_id)
         if release is None or not wanted:
             return Endpoints(release_id, 0, (), ())
-        ports = [self._port(release_id, number) or 0 for number in range(wanted)]
+        ports = [self._releases.port(release_id, number) or 0 for number in range(wanted)]
         with ThreadPoolExecutor(max_workers=8) as pool:
             all_seen = list(pool.map(lambda n: self._look(release_id, n), range(wanted)))
             troubles = list(
@@ -79,6 +75,9 @@ class DockerHost:
             )
         urls = tuple(url_of(port) for port in ports)
         health = release.run.health
+        # First of one that ended: what another one, just started, does not answer yet, says less.
+        pairs = [pair for pair in zip(all_seen, troubles, strict=True) if pair[1]]
+        pairs.sort(key=lambda pair: not (pair[0] and pair[0].ended))
         return Endpoints(
             release_id=release_id,
             wanted=wanted,
@@ -87,7 +86,7 @@ class DockerHost:
             # Of the client's end alone: with the engine's proxy both are on this machine, without
             # it (userland-proxy: false) the other one is in the container's network.
             connections=connections_to(ports, by_client=True),
-            trouble=next((trouble for trouble in troubles if trouble), ""),
+            trouble=pairs[0][1] if pairs else "",
             health_path=health.path,
             fatal=any(s is not None and s.ended and s.restarts + 1 >= CRASHES for s in all_seen),
             restarts=sum(s.restarts for s in all_seen if s is not None),
@@ -99,18 +98,17 @@ class DockerHost:
 
     def stop(self, release_id: str, grace_seconds: float) -> None:
         self._stop(release_id, self._numbers(release_id), grace_seconds)
-        self._want(release_id, 0)
+        self._releases.want(release_id, 0)
 
     def running(self) -> list[str]:
-        folders = self._stack.releases.glob("*/wanted")
-        return sorted(path.parent.name for path in folders if self._wanted(path.parent.name))
+        return self._releases.running()
 
     def remove(self, release_id: str) -> None:
-        if self._wanted(release_id):
+        if self._releases.wanted(release_id):
             raise Refused(f"{release_id} still runs; it was not removed")
         for number in self._numbers(release_id):
             self._forget(release_id, number)
-        shutil.rmtree(self._folder(release_id), ignore_errors=True)
+        self._releases.forget(release_id)
 
     # -- beside the port -----------------------------------------------------------------------
 
@@ -126,64 +124,6 @@ class DockerHost:
         """What its replicas wrote last, those that were stopped too; `after`: what came later."""
         for number in self._numbers(release_id):
             yield from logged(f"{release_id}.{number}", lines, after)
-
-    # -- the folder of a release ---------------------------------------------------------------
-
-    def _folder(self, release_id: str) -> Path:
-        return self._stack.releases / release_id
-
-    def _lay_out(self, release: Release) -> Image:
-        """Pin the image and write the configuration, all or nothing."""
-        folder = self._folder(release.id)
-        if not (folder / "release.json").exists():
-            image = read_image(self._stack.artifacts / release.artifact)
-            if image is None:
-                raise NotApplied(
-                    f"artifact {release.artifact} is no image in {self._stack.artifacts}; nothing "
-                    "was started"
-                )
-            shutil.rmtree(folder, ignore_errors=True)
-            for target, content in release.files.items():
-                path = folder / "files" / target
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-                path.chmod(0o644)  # whoever the image runs as; the home is closed to others
-            write_image(folder, image)
-            write_atomically(folder / "release.json", release.model_dump_json(indent=1), 0o600)
-        pinned = read_image(folder)
-        assert pinned is not None
-        return pinned
-
-    def _release(self, release_id: str) -> Release | None:
-        try:
-            content = (self._folder(release_id) / "release.json").read_text()
-        except FileNotFoundError:
-            return None
-        return Release.model_validate_json(content)
-
-    def _wanted(self, release_id: str) -> int:
-        try:
-            return int((self._folder(release_id) / "wanted").read_text())
-        except FileNotFoundError:
-            return 0
-
-    def _want(self, release_id: str, replicas: int) -> None:
-        if self._folder(release_id).exists() and self._wanted(release_id) != replicas:
-            write_atomically(self._folder(release_id) / "wanted", f"{replicas}\n")
-
-    def _port(self, release_id: str, number: int) -> int | None:
-        try:
-            spec = (self._folder(release_id) / f"replica-{number}.json").read_text()
-        except FileNotFoundError:
-            return None
-        return int(json.loads(spec)["port"])
-
-    def _choose_port(self, release_id: str, number: int) -> int:
-        with locked(self._stack.releases / PORTS_LOCK):
-            port = free_port(self._stack.releases)
-            path = self._folder(release_id) / f"replica-{number}.json"
-            write_atomically(path, json.dumps({"port": port}))
-        return port
 
     # -- containers ----------------------------------------------------------------------------
 
@@ -209,27 +149,28 @@ class DockerHost:
         """Have this replica run, on the port that it had when that is still free."""
         name = f"{release.id}.{number}"
         for _ in range(3):  # somebody may take a port between our look and the engine's
-            found = self._look(release.id, number)
+            port = self._releases.port(release.id, number)
+            free = port is not None and is_free(port)
+            found = self._look(release.id, number)  # after the port: it may be starting itself
             if found and not found.ended:
                 if found.status == "paused":
                     with asking(f"go on with {name}"):
                         engine().unpause(name)
                 return
-            port = self._port(release.id, number)
-            if port is None or not is_free(port):
-                port = self._choose_port(release.id, number)
+            if port is None or not free:
+                port = self._releases.choose_port(release.id, number)
             if found and found.port != port:
                 self._forget(release.id, number)
                 found = None
             with asking(f"start {name}"):
                 if not found:
-                    files = self._folder(release.id) / "files"
+                    files = self._releases.folder(release.id) / "files"
                     made = settings(engine(), release, number, image, port, files, self._mark)
                     engine().create_container_from_config(made, name)
                 taken = self._begin(name)
             if not taken:
                 return
-            self._choose_port(release.id, number)
+            self._releases.choose_port(release.id, number)
         raise NotApplied(f"{name} cannot be started: other programs take the ports chosen for it")
 
     def _begin(self, name: str) -> bool:
@@ -283,7 +224,7 @@ class DockerHost:
             list(pool.map(stop, numbers))
 
     def _stop_as_it_says(self, release_id: str) -> None:
-        release = self._release(release_id)
+        release = self._releases.release(release_id)
         grace = release.run.grace if release else 10.0
         self._stop(release_id, self._numbers(release_id), grace)
 

@@ -261,9 +261,11 @@ def test_a_container_that_was_removed_is_missed_and_made_again(
     ready(host, release, 2)
 
 
-def test_somebody_elses_container_is_left_alone(docker: Any, host: DockerHost, make: Make) -> None:
+def test_somebody_elses_container_is_left_alone(
+    docker: Any, host: DockerHost, make: Make, stack: Stack
+) -> None:
     release = make()
-    image = json.loads((host._stack.artifacts / release.artifact / "image.json").read_text())["id"]
+    image = json.loads((stack.artifacts / release.artifact / "image.json").read_text())["id"]
     docker.create_container(image, name=f"{release.id}.0", labels={"of": "somebody"})
     try:
         with pytest.raises(NotApplied, match=r"that is not of this stack; nothing was started"):
@@ -276,7 +278,7 @@ def test_somebody_elses_container_is_left_alone(docker: Any, host: DockerHost, m
 
 
 def test_what_cannot_be_started_is_said(
-    docker: Any, host: DockerHost, make: Make, source: Path
+    docker: Any, host: DockerHost, make: Make, stack: Stack
 ) -> None:
     release = make(command="nosuchprogram {port}")
     host.start(release, 1)
@@ -285,7 +287,7 @@ def test_what_cannot_be_started_is_said(
     host.stop(release.id, 1)
     host.remove(release.id)
     release = make()
-    pinned = json.loads((host._stack.artifacts / release.artifact / "image.json").read_text())
+    pinned = json.loads((stack.artifacts / release.artifact / "image.json").read_text())
     remove_image(docker, pinned["id"])
     with pytest.raises(NotApplied, match="is neither in the engine nor in a registry any more"):
         host.start(release, 1)
@@ -293,10 +295,10 @@ def test_what_cannot_be_started_is_said(
 
 
 def test_an_image_for_another_machine_is_refused(
-    docker: Any, host: DockerHost, make: Make, tmp_path: Path
+    docker: Any, host: DockerHost, make: Make, stack: Stack, tmp_path: Path
 ) -> None:
     release = make()
-    path = host._stack.artifacts / release.artifact / "image.json"
+    path = stack.artifacts / release.artifact / "image.json"
     pinned = json.loads(path.read_text())
     foreign = _for_another_machine(docker, tmp_path)
     path.write_text(json.dumps(pinned | {"reference": foreign, "id": foreign}))
