@@ -2,6 +2,8 @@
 
     artifacts/<digest>/app/           files of the service, the working directory of its replicas
                        venv/          for Python builds, relocatable
+                       image.json     for images, which the Docker engine and a registry hold
+                       tags           while one is built: how the engine will know it
                        attestations/  what is said of it under signature
                        artifact.json  written last: without it the folder is rubbish
 
@@ -11,6 +13,7 @@ The same inputs are built once. Nothing that runs writes here.
 import gzip
 import hashlib
 import json
+import logging
 import os
 import platform
 import shlex
@@ -20,13 +23,19 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from zlib import crc32
 
-from blocks.checkouts import git
+from blocks.checkouts import git, revision, version_of
 from blocks.files import locked, locked_if_free, scratch, write_atomically
+from blocks.images import Images, read_image, write_image
 from blocks.steps import BuildFailed, Steps
-from policy.errors import BadInput, Refused
+from policy.errors import BadInput, DafnckError, Refused
+from policy.image import Image
 from policy.service_file import Build
+
+log = logging.getLogger("dafnck")
 
 LEFT_OUT = {".git", ".hg", ".svn", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache"}
 
@@ -53,15 +62,16 @@ class Builder:
         digest = _digest(build, source, files)
         target = self._artifacts / digest
         with locked(self._artifacts / "locks" / f"{digest}.lock"):
-            if (target / "artifact.json").exists():
+            if (target / "artifact.json").exists() and self._image_is_there(digest):
                 os.utime(target / "artifact.json")
                 return digest, True
             shutil.rmtree(target, ignore_errors=True)
             (target / "app").mkdir(parents=True)
             started = time.time()
-            log = self._artifacts / f"{digest}.log"
-            with log.open("w") as output:
-                self._fill(build, source, files, target, Steps(output, log, build.within))
+            log_file = self._artifacts / f"{digest}.log"
+            with log_file.open("w") as output:
+                steps = Steps(output, log_file, build.within)
+                self._fill(build, source, files, target, steps, folder)
             attest(digest, target, started)
             content = {
                 "digest": digest,
@@ -82,6 +92,8 @@ class Builder:
         """Of all files of an artifact; None when it is not whole."""
         if not (self.folder(digest) / "artifact.json").exists():
             return None
+        if image := self.image_of(digest):
+            return image.size_bytes
         return sum(
             path.lstat().st_size for path in self.folder(digest).rglob("*") if not path.is_dir()
         )
@@ -101,12 +113,6 @@ class Builder:
                     name = str(path.relative_to(self.folder(digest)))
                     tar.add(path, name, recursive=False, filter=_anonymous)
             yield archive
-
-    @contextmanager
-    def image_archive(self, digest: str) -> Iterator[Path | None]:
-        """The image that an artifact is, as `docker save` writes it, for as long as the body; None
-        when it is none."""
-        yield None
 
     @contextmanager
     def source_of(self, build: Build, folder: Path, digest: str) -> Iterator[Path]:
@@ -133,6 +139,21 @@ class Builder:
             shutil.rmtree(self.folder(digest))
         return True
 
+    def image_of(self, digest: str) -> Image | None:
+        """The image that this artifact is; None when it is made of files."""
+        return read_image(self.folder(digest))
+
+    @contextmanager
+    def image_archive(self, digest: str) -> Iterator[Path | None]:
+        """The image as `docker save` writes it, for as long as the body; None when it is none."""
+        image = self.image_of(digest)
+        if image is None:
+            yield None
+            return
+        with scratch(self.scratch, "archive") as here:
+            Images(self.scratch).save(image, here / "image.tar")
+            yield here / "image.tar"
+
     def remove_unused(self, in_use: set[str], *, idle_seconds: float = 3600.0) -> list[str]:
         """Remove what no release needs and nobody asked for of late: an artifact that was built a
         moment ago may be on its way into a release."""
@@ -142,6 +163,8 @@ class Builder:
             if digest in in_use or time.time() - marker.stat().st_mtime < idle_seconds:
                 continue
             with locked(self._artifacts / "locks" / f"{digest}.lock"):
+                if not self._remove_image(digest):
+                    continue
                 # The marker goes first: a half-removed artifact must not look whole.
                 marker.unlink(missing_ok=True)
                 shutil.rmtree(marker.parent, ignore_errors=True)
@@ -157,14 +180,69 @@ class Builder:
             if folder.name == "locks" or marker.exists():
                 continue
             with locked_if_free(self._artifacts / "locks" / f"{folder.name}.lock") as free:
-                if free and not marker.exists():
+                if free and not marker.exists() and self._remove_half_built_image(folder):
                     shutil.rmtree(folder, ignore_errors=True)
                     removed.append(folder.name)
         return removed
 
+    def _image_is_there(self, digest: str) -> bool:
+        """An image may have gone from the engine: it is pulled by its digest, or built again."""
+        image = self.image_of(digest)
+        return image is None or Images(self.scratch).have(image)
+
+    def _image_name(self) -> str:
+        """Of this home's images: what another one of this machine removes is not ours."""
+        return f"dafnck/{crc32(os.fsencode(self._artifacts.absolute())):08x}"
+
+    def _remove_image(self, digest: str) -> bool:
+        """-> False when that is for another time: it is in use, or the engine does not answer."""
+        image = self.image_of(digest)
+        if image is None:
+            return True
+        name = f"{self._image_name()}:{digest[:12]}"
+        try:
+            return Images(self.scratch).remove(image, name)
+        except DafnckError as error:
+            log.warning("artifact %s stays for now: %s", digest, error)
+            return False
+
+    def _remove_half_built_image(self, folder: Path) -> bool:
+        """-> False when that is for another time."""
+        try:
+            if (folder / "tags").exists():
+                Images(self.scratch).remove_tags((folder / "tags").read_text().split())
+        except DafnckError as error:
+            log.warning("what is left of %s stays for now: %s", folder.name, error)
+            return False
+        return True
+
     def _fill(
-        self, build: Build, source: Path, files: list[Path], target: Path, steps: "Steps"
+        self,
+        build: Build,
+        source: Path,
+        files: list[Path],
+        target: Path,
+        steps: "Steps",
+        folder: Path,
     ) -> None:
+        if build.image is not None:
+            work, tag = target / "work", target.name[:12]
+            _copy(source, files, work)
+            names = [self._image_name(), *filter(None, [build.image.push])]
+            (target / "tags").write_text("".join(f"{name}:{tag}\n" for name in names))
+            image = Images(self.scratch).build(
+                build.image,
+                work,
+                folder,
+                self._image_name(),
+                tag,
+                _labels(source, build.image.push),
+                steps,
+            )
+            shutil.rmtree(work)
+            write_image(target, image)
+            (target / "tags").unlink()
+            return
         if build.command is not None:
             work = target / "work"
             _copy(source, files, work)
@@ -199,6 +277,13 @@ class Builder:
 
 def _check_inside(build: Build, source: Path, files: list[Path]) -> None:
     """What an artifact is made from must be among what names it."""
+    if build.image is not None:
+        dockerfile = Path(os.path.normpath(Path(build.image.context, build.image.dockerfile)))
+        if dockerfile not in files:
+            raise BadInput(
+                f"build.image.dockerfile: {dockerfile} is not part of the source {source}: there "
+                "is no such file, or git ignores it; nothing was built"
+            )
     if build.python is None:
         return
     wanted = build.python.requirements
@@ -260,3 +345,17 @@ def _copy(source: Path, files: list[Path], target: Path) -> None:
     for name in files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target / name, follow_symlinks=False)
+
+
+def _labels(source: Path, push: str | None) -> dict[str, str]:
+    """What the image says of itself (OCI image spec, annotations); of git what git knows."""
+    told = revision(source)
+    labels = {
+        "title": (push or str(source)).rpartition("/")[2],
+        "source": told.uri,
+        "revision": told.commit,
+        "version": version_of(source) if told.commit else "",
+        # Not the time of the build: the same commit gives the same label.
+        "created": told.commit and datetime.fromtimestamp(told.authored_at or 0, UTC).isoformat(),
+    }
+    return {f"org.opencontainers.image.{key}": value for key, value in labels.items() if value}

@@ -4,26 +4,19 @@ A release has a folder of its own: a copy of the artifact's files, its configura
 a replica. The folder outlives the processes, so an old release starts again as it was.
 """
 
-import http.client
 import json
 import os
-import random
 import resource
 import shlex
 import shutil
-import socket
 import subprocess
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from blocks.exec_replica import AGAIN
 from blocks.files import locked, write_atomically
+from blocks.loopback import PORTS_LOCK, connections_to, free_port, http_trouble, is_free, url_of
 from blocks.processes import marked
 from blocks.stack import Stack
 from blocks.supervisor import Program, Supervisor
@@ -32,7 +25,6 @@ from policy.part import Command
 from policy.release import Endpoints, Release
 from policy.service_file import Health, Limits
 
-PORTS = range(20000, 32000)  # below the range that the kernel takes outgoing ports from
 CRASHES = 3  # starts without success after which a replica is given up
 
 
@@ -81,10 +73,12 @@ class LocalProcesses:
             release_id=release_id,
             wanted=len(numbers),
             ready=tuple(
-                _url(r["port"]) for r, trouble in zip(replicas, answers, strict=True) if not trouble
+                url_of(r["port"])
+                for r, trouble in zip(replicas, answers, strict=True)
+                if not trouble
             ),
-            urls=tuple(_url(port) for port in ports),
-            connections=_connections(ports),
+            urls=tuple(url_of(port) for port in ports),
+            connections=connections_to(ports),
             trouble=troubles[0] if troubles else "",
             health_path=health.path if health else None,
             fatal=any(self._given_up(release_id, n, programs) for n in numbers),
@@ -136,14 +130,15 @@ class LocalProcesses:
         """The spec of a replica: kept while its port is its own, else with a new port."""
         folder = self._folder(release.id)
         path = folder / f"replica-{number}.json"
-        with locked(self._stack.releases / "ports.lock"):
+        with locked(self._stack.releases / PORTS_LOCK):
             port = json.loads(path.read_text())["port"] if path.exists() else 0
             program = self._supervisor.programs().get(f"{release.id}.{number}")
             runs = program is not None and program.state in ("RUNNING", "STARTING")
-            if not port or (not runs and not _free(port)):
-                port = self._free_port()
+            if not port or (not runs and not is_free(port)):
+                port = free_port(self._stack.releases)
             elif runs:
                 return path
+            assert release.run.command is not None  # the service file sees to it
             argv = _words(release.run.command, port)
             environment = self._environment(release, port)
             spec = {
@@ -175,16 +170,6 @@ class LocalProcesses:
             "DAFNCK_VERSION": release.version,
             **{name: value.replace("{port}", str(port)) for name, value in release.run.env.items()},
         }
-
-    def _free_port(self) -> int:
-        taken = set()
-        for spec in self._stack.releases.glob("*/replica-*.json"):
-            with suppress(FileNotFoundError, ValueError):
-                taken.add(json.loads(spec.read_text())["port"])
-        for port in random.sample(PORTS, len(PORTS)):
-            if port not in taken and _free(port):
-                return port
-        raise NotApplied(f"no free port in {PORTS.start}-{PORTS.stop}")
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -268,14 +253,7 @@ def health_trouble(health: Health, port: int, env: dict[str, str], cwd: str) -> 
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"health command: {error}"
         return "" if done.returncode == 0 else f"health command exits {done.returncode}"
-    url = _url(port) + (health.path or "/")
-    try:
-        with urllib.request.urlopen(url, timeout=health.timeout) as answer:
-            return "" if 200 <= answer.status < 300 else f"{health.path} answers {answer.status}"
-    except urllib.error.HTTPError as error:
-        return f"{health.path} answers {error.code}"
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{health.path} does not answer: {getattr(error, 'reason', error)}"
+    return http_trouble(port, health.path or "/", health.timeout)
 
 
 def tail(path: Path, lines: int) -> list[str]:
@@ -292,10 +270,6 @@ def tail(path: Path, lines: int) -> list[str]:
 def _last_of(lines: list[str]) -> str:
     said = (line.strip() for line in reversed(lines))
     return next((line for line in said if line and not line.startswith(AGAIN)), "")
-
-
-def _url(port: int) -> str:
-    return f"http://127.0.0.1:{port}"
 
 
 def _words(command: Command, port: int) -> list[str]:
@@ -317,23 +291,3 @@ def _rlimits(limits: Limits) -> dict[str, int]:
         "RLIMIT_NPROC": limits.processes,
     }
     return {n: v for n, v in wanted.items() if v is not None and hasattr(resource, n)}
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
-def _connections(ports: list[int]) -> tuple[int, ...]:
-    """Established connections to each of these local ports, as the kernel lists them."""
-    counts = dict.fromkeys(ports, 0)
-    for connection in psutil.net_connections("tcp4") if ports else ():
-        if connection.status == psutil.CONN_ESTABLISHED and connection.laddr:
-            if connection.laddr.port in counts:
-                counts[connection.laddr.port] += 1
-    return tuple(counts[port] for port in ports)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from blocks.local_processes import LocalProcesses
+from blocks.by_release import ByRelease
 from blocks.ports import TrafficMetrics, TrafficRouter, Workloads
 from blocks.running import inspect
 from blocks.stack import Stack
@@ -27,9 +27,9 @@ class Platform:
 
 
 def local_platform(stack: Stack, service: str, environment: str) -> Platform:
-    """Processes under supervisord with Traefik in front."""
+    """Processes under supervisord and containers of the Docker engine, Traefik in front of both."""
     return Platform(
-        LocalProcesses(stack),
+        ByRelease(stack),
         TraefikRouter(stack.dynamic, stack.router_api_url, service, environment),
         TraefikMetrics(stack.router_api_url),
         stack.ports.web,

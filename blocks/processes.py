@@ -95,11 +95,16 @@ def is_orphan(pid: int) -> bool:
     except OSError:
         return False
     mark = f"{CHILD_OF}=".encode()
-    for entry in environment:
-        if entry.startswith(mark):
-            parent, started, where = entry[len(mark) :].decode(errors="replace").split(" ", 2)
-            return where == machine() and not Process(int(parent), started).alive()
-    return False
+    return any(
+        entry.startswith(mark) and not lives(entry[len(mark) :].decode(errors="replace"))
+        for entry in environment
+    )
+
+
+def lives(mark: str) -> bool:
+    """The process that `marked` named so; of one on another machine nothing is known."""
+    parent, started, where = mark.split(" ", 2)
+    return where != machine() or Process(int(parent), started).alive()
 
 
 def _stat(pid: int) -> tuple[str, bool] | None:

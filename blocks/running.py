@@ -1,4 +1,4 @@
-"""Do the processes of a release run what was built? Looked at from outside, as the kernel says."""
+"""Do the replicas of a release run what was built? Looked at from outside, as the kernel says."""
 
 import hashlib
 import json
@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blocks import tree
+from blocks.container import seen
+from blocks.container_release import ContainerReleases
+from blocks.images import Images, read_image
 from blocks.stack import Stack
+from policy.errors import NotAllowed, Unreachable
 from policy.provenance import Link
 from policy.release import Release
 
@@ -15,7 +19,35 @@ MOST_TOLD = 3
 
 
 def inspect(stack: Stack, release: Release) -> Iterator[Link]:
-    """Its files, then each of its replicas."""
+    """What its replicas are made from, then each of them."""
+    return (
+        _containers(stack, release) if release.platform == "docker" else _processes(stack, release)
+    )
+
+
+def _containers(stack: Stack, release: Release) -> Iterator[Link]:
+    image = read_image(stack.artifacts / release.artifact)
+    if image is None:
+        yield Link("image", False, "its artifact names no image")
+        return
+    try:
+        now = Images(stack.scratch).moved(image)
+        words = f"{image.tag} is {now} now" if now else f"{image.reference}, as {image.tag}"
+        yield Link("image", not now, words)
+    except (Unreachable, NotAllowed) as error:
+        yield Link("image", None, str(error).splitlines()[0])
+    try:
+        for number in range(ContainerReleases(stack).wanted(release.id)):
+            found = seen(f"{release.id}.{number}")
+            runs = found is not None and found.status == "running"
+            ok = found.image == image.id if found and runs else None
+            words = "is not there" if found is None else f"{found.status}, made from {found.image}"
+            yield Link(f"replica-{number}", ok, words)
+    except (Unreachable, NotAllowed) as error:
+        yield Link("replicas", None, str(error).splitlines()[0])
+
+
+def _processes(stack: Stack, release: Release) -> Iterator[Link]:
     folder = stack.releases / release.id
     if not (folder / "app").is_dir():
         yield Link("replicas", None, "it was never started here, or was removed since")

@@ -5,13 +5,15 @@ import shlex
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from blocks.check_results import Results, Unreadable, read_benchmarks, read_coverage, read_junit
-from blocks.confined import CannotRun, confined
+from blocks.confined import CannotRun, Ended, confined
 from blocks.files import scratch
+from blocks.image_suites import REPORTS, in_container
+from blocks.images import read_image
 from blocks.steps import BuildFailed, Steps
 from policy.evidence import SuiteResult
 from policy.pipeline import Suite
@@ -24,34 +26,60 @@ with open(sys.argv[1], "w") as file:
         print(f"{one.name}=={one.version}", file=file)
 """
 KEPT = {"junit": "junit.xml", "coverage": "coverage.xml", "benchmarks": "benchmarks.json"}
+Begin = Callable[[], AbstractContextManager[Ended]]  # runs its command once
 
 
 def run_suite(
     suite: Suite, artifact: Path, evidence: Path, place: Path, over: threading.Event
 ) -> SuiteResult:
-    """`artifact`: the folder of what was built; it is copied into a folder in `place`. What the
-    suite writes is kept in `evidence`/<suite>/. `over`: when it is set, what runs is killed.
+    """`artifact`: the folder of what was built; it is copied into a folder in `place`, or a
+    container of its image runs. What the suite writes is kept in `evidence`/<suite>/. `over`: when
+    it is set, what runs is killed.
 
     A suite that has failures runs again where the file says so: what passes then is flaky."""
     kept = evidence / suite.name
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     try:
+        if image := read_image(artifact):
+            return _result(
+                suite,
+                kept,
+                lambda: in_container(
+                    _argv(suite, {name: REPORTS / file for name, file in KEPT.items()}),
+                    image,
+                    place,
+                    {file: kept / file for file in KEPT.values()},
+                    within_seconds=suite.within,
+                    environment=suite.env,
+                    over=over,
+                ),
+            )
         with _workspace(suite, artifact, place, kept, over) as (copy, path):
-            return _result(suite, copy, path, place, kept, over)
+            return _result(
+                suite,
+                kept,
+                lambda: confined(
+                    _argv(suite, {name: kept / file for name, file in KEPT.items()}),
+                    place,
+                    within_seconds=suite.within,
+                    folder=copy,
+                    network=True,
+                    add={"PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **suite.env},
+                    over=over,
+                ),
+            )
     except (Unreadable, CannotRun) as error:
         return SuiteResult(suite.name, 0, broken=str(error))
     except BuildFailed as error:
         return SuiteResult(suite.name, 0, broken=f"its requirements were not installed: {error}")
 
 
-def _result(
-    suite: Suite, copy: Path, path: str, place: Path, kept: Path, over: threading.Event
-) -> SuiteResult:
+def _result(suite: Suite, kept: Path, begin: Begin) -> SuiteResult:
     """What failed once and does not pass in the last run has failed; what does is flaky."""
     once: dict[str, str] = {}
     for attempt in range(1, suite.again + 2):
-        results = _run(suite, copy, path, place, kept, attempt, over)
+        results = _run(suite, kept, attempt, begin)
         once |= results.failed
         if not results.failed:
             break
@@ -68,38 +96,19 @@ def _result(
     )
 
 
-def _run(
-    suite: Suite,
-    copy: Path,
-    path: str,
-    place: Path,
-    kept: Path,
-    attempt: int,
-    over: threading.Event,
-) -> Results:
+def _run(suite: Suite, kept: Path, attempt: int, begin: Begin) -> Results:
     """Raises Unreadable when the suite left no result, or ended badly without a failed test."""
-    names = {name: kept / file for name, file in KEPT.items()}
-    for file in names.values():
+    for file in (kept / name for name in KEPT.values()):
         if file.is_dir() and not file.is_symlink():
             shutil.rmtree(file)
         else:
             file.unlink(missing_ok=True)
-    environment = {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **suite.env}
-    argv = _argv(suite, names)
-    with confined(
-        argv,
-        place,
-        within_seconds=suite.within,
-        folder=copy,
-        network=True,
-        add=environment,
-        over=over,
-    ) as ended:
+    with begin() as ended:
         shutil.copyfile(ended.answer, kept / f"output-{attempt}.log")
         if ended.code is None:
             raise Unreadable(ended.why(suite.within))
         try:
-            results = read_junit(names["junit"])
+            results = read_junit(kept / KEPT["junit"])
         except Unreadable as error:
             said = ended.last_words or _last_line(ended.answer)
             raise Unreadable(f"{error} (exit code {ended.code}; {said})") from None

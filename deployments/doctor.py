@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from blocks.docker_engine import answers
+from blocks.docker_host import DockerHost
 from blocks.ledger import Ledger
 from blocks.prefect_api import PrefectApi
 from blocks.stack import Stack, listens
@@ -43,8 +45,12 @@ def examine(stack: Stack) -> Iterator[Finding]:
     private = mode == 0o600
     yield Finding("secret", private, f"{auth} {mode:o}", "" if private else f"chmod 600 {auth}")
     with PrefectApi(stack.prefect_api_url, prefect_auth(stack)) as api:
-        answers = api.answers()
-    yield Finding("Prefect API", answers, stack.prefect_api_url, "" if answers else "dafnck up")
+        there = api.answers()
+    yield Finding("Prefect API", there, stack.prefect_api_url, "" if there else "dafnck up")
+    if containers := DockerHost(stack).running():
+        trouble = answers()
+        words = trouble or f"{len(containers)} releases run in containers"
+        yield Finding("Docker engine", not trouble, words, "systemctl start docker" * bool(trouble))
     ledger = Ledger(stack.ledger_url)
     for rollout in ledger.unfinished():
         led = ledger.lease(rollout.service, rollout.environment) is not None

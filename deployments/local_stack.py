@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from blocks.docker_host import DockerHost
 from blocks.exec_replica import started
 from blocks.files import locked, write_atomically
 from blocks.ledger import Ledger
@@ -30,7 +31,8 @@ from tasks.site import Site, local_site
 TRAEFIK, SERVER, WORKER = "traefik", "prefect-server", "prefect-worker"
 GUARD, STORE = "dafnck-guard", "object-store"
 WORK_POOL = "dafnck-local"
-TARGETS = "DAFNCK_NOTIFY_"  # of notifications: $DAFNCK_NOTIFY_…
+# Of notifications, and secrets of image builds: $DAFNCK_NOTIFY_…, $DAFNCK_BUILD_…
+TARGETS = ("DAFNCK_NOTIFY_", "DAFNCK_BUILD_")
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 
@@ -99,6 +101,7 @@ def down(stack: Stack, said: Callable[[str], None]) -> None:
     pid_file = stack.supervisor / "supervisord.pid"
     if not supervisor.answers():
         said("supervisord does not run; what it started may: dafnck up finds it")
+        _stop_containers(stack, said)
         return
     pid = int(pid_file.read_text())
     process = Process(pid, started(pid))
@@ -117,6 +120,15 @@ def down(stack: Stack, said: Callable[[str], None]) -> None:
         if time.monotonic() > give_up:
             raise DafnckError(f"supervisord (pid {pid}) still runs after 60s; see {stack.logs}")
         time.sleep(0.1)
+    _stop_containers(stack, said)
+
+
+def _stop_containers(stack: Stack, said: Callable[[str], None]) -> None:
+    try:
+        if stopped := DockerHost(stack).stop_all():
+            said(f"stopped the containers of {', '.join(stopped)}")
+    except DafnckError as error:
+        said(f"containers, if there are any, were not stopped: {error}")
 
 
 def _let_the_guard_end(
@@ -256,7 +268,7 @@ def _environment(stack: Stack, name: str) -> dict[str, str]:
     environment = {key: os.environ[key] for key in inherited if key in os.environ}
     # Builds run in the worker and need what the person's shell says about package indexes.
     prefixes = ("UV_", "PIP_", "HTTP_", "HTTPS_", "NO_PROXY", "http_", "https_", "no_proxy")
-    passed = (*prefixes, TARGETS)
+    passed = (*prefixes, *TARGETS, "DOCKER_")
     environment |= {k: v for k, v in os.environ.items() if k.startswith(passed)}
     if name in (TRAEFIK, STORE):
         return {}
@@ -318,7 +330,7 @@ def _ours(spec: dict[str, Any]) -> Any:
 
 
 def _targets(environment: Mapping[str, str]) -> dict[str, str]:
-    """Targets of notifications, which not every shell knows: no release ends because of them."""
+    """What not every shell knows: no release ends because of it."""
     return {k: v for k, v in environment.items() if k.startswith(TARGETS)}
 
 

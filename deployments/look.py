@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from blocks.docker_host import DockerHost
 from blocks.ledger import Ledger
 from blocks.local_processes import tail
 from blocks.platforms import local_platform
@@ -141,6 +142,9 @@ def history_text(rollouts: list[RolloutRecord]) -> str:
 
 
 def logs(stack: Stack, release_id: str, lines: int, follow: bool) -> None:
+    if (containers := DockerHost(stack)).knows(release_id):
+        _container_logs(containers, release_id, lines, follow)
+        return
     files = sorted((stack.logs / release_id).glob("*.log"))
     if not files:
         raise Refused(f"there are no logs of {release_id}")
@@ -160,3 +164,17 @@ def logs(stack: Stack, release_id: str, lines: int, follow: bool) -> None:
                 for raw in text.read(size - at[file]).splitlines():
                     print(f"{release_id}.{file.stem} | {raw.decode(errors='replace')}", flush=True)
             at[file] = size
+
+
+def _container_logs(containers: DockerHost, release_id: str, lines: int, follow: bool) -> None:
+    last = ""
+    for one in containers.log(release_id, lines):
+        print(f"{one.name} | {one.text}")
+        last = max(last, one.at)
+    if not last and not follow:
+        raise Refused(f"there are no logs of {release_id}")
+    while follow:
+        time.sleep(0.3)
+        for one in containers.log(release_id, lines, last):
+            print(f"{one.name} | {one.text}", flush=True)
+            last = max(last, one.at)

@@ -30,6 +30,7 @@ from policy.gates_of_tests import (
     CoverageGate,
     TestsGate,
 )
+from policy.image import ImageBuild
 from policy.judge import CustomMetric, Judge, Synthetic
 from policy.notice import Notify
 from policy.pipeline import PipAudit, Scans, Suite, Tool
@@ -53,6 +54,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("The file", ServiceFile),
     ("build", Build),
     ("build.python", PythonBuild),
+    ("build.image", ImageBuild),
     ("run", Run),
     ("run.health", Health),
     ("run.limits", Limits),

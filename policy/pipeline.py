@@ -24,7 +24,8 @@ OF_CLUSTERS = ("k8s-cis-", "eks-cis-", "rke2-cis-")
 
 
 class Suite(Part):
-    """Tests that run in a copy of what was built, so that what was tested is what ships."""
+    """Tests that run in a copy of what was built, or in a container of the image, so that what was
+    tested is what ships."""
 
     name: CheckName = Field(description="name of the suite")
     command: Command = Field(
@@ -36,7 +37,7 @@ class Suite(Part):
     )
     env: dict[str, str] = Field(
         default_factory=dict,
-        description="environment variables, besides PATH and a home",
+        description="environment variables, besides PATH and a home; of an image, besides its own",
     )
     within: Seconds = Field(600.0, gt=0, description="time limit of one run")
     parallel: bool = Field(False, description="runs beside the other suites that say so")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from policy.pipeline import SmokeTest
-from policy.service_file import Rollout, Route, Run
+from policy.service_file import PlatformName, Rollout, Route, Run
 
 
 class Release(BaseModel):
@@ -23,6 +23,7 @@ class Release(BaseModel):
     version: str
     artifact: str  # digest of what went into it; names its directory
     content: str = ""  # SHA-256 of what came out, as its provenance names it
+    platform: PlatformName = "local"
     run: Run
     route: Route
     rollout: Rollout

@@ -22,6 +22,7 @@ from pydantic import (
 from policy.freeze import read_time_zone
 from policy.freeze_window import FreezeText
 from policy.gates import Gates
+from policy.image import ImageBuild
 from policy.judge import Judge
 from policy.notice import Notify
 from policy.part import Command, CookieValue, HeaderValue, Part, in_arguments
@@ -29,6 +30,8 @@ from policy.pipeline import Scans, SmokeTest, Suite
 from policy.quantities import Bytes, Percent, Seconds, in_words
 
 DEFAULT_ENVIRONMENT = "local"
+
+PlatformName = Literal["local", "docker"]
 
 # A release is called <service>-<environment>-<number>: without a dash in the environment no two
 # can get the same name, and with these lengths every platform takes it (63 characters).
@@ -72,6 +75,9 @@ class Build(Part):
         None, description="a clean checkout instead; `source` is a directory in it"
     )
     python: PythonBuild | None = Field(None, description="a Python application")
+    image: ImageBuild | None = Field(
+        None, description="a container image, for `platform: docker` (docker.md)"
+    )
     command: Command | None = Field(
         None, description="a command that fills the directory {out}; runs in a copy of the source"
     )
@@ -79,8 +85,8 @@ class Build(Part):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Build":
-        if (self.python is None) == (self.command is None):
-            raise ValueError("needs exactly one of python, command")
+        if [self.python, self.image, self.command].count(None) != 2:
+            raise ValueError("needs exactly one of python, image, command")
         if self.command is not None and "{out}" not in str(self.command):
             raise ValueError("command must name {out}, the directory that it fills")
         return self
@@ -93,6 +99,9 @@ class Health(Part):
     command: Command | None = Field(
         None, description="instead: a command that exits 0; PORT is in its environment"
     )
+    healthcheck: Literal["image"] | None = Field(
+        None, description="instead, with `platform: docker`: `image`, the image's own HEALTHCHECK"
+    )
     successes: int = Field(3, ge=1, le=100, description="good answers in a row to be ready")
     interval: Seconds = Field(0.2, description="pause between two questions")
     timeout: Seconds = Field(2.0, gt=0, description="no answer by then is a bad one")
@@ -104,8 +113,8 @@ class Health(Part):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Health":
-        if (self.path is None) == (self.command is None):
-            raise ValueError("needs exactly one of path, command")
+        if [self.path, self.command, self.healthcheck].count(None) != 2:
+            raise ValueError("needs exactly one of path, command, healthcheck")
         return self
 
 
@@ -133,17 +142,37 @@ HealthCheck = Annotated[
 
 
 class Limits(Part):
-    """What one process of a replica may use, by rlimits."""
+    """What one process of a replica may use, by rlimits; in a container, what all of them may."""
 
-    memory: Bytes | None = Field(None, description="data segment of each process (RLIMIT_DATA)")
+    memory: Bytes | None = Field(
+        None,
+        description="data segment of each process (RLIMIT_DATA); of a container all its memory, "
+        "1G when it is left out",
+    )
     open_files: int | None = Field(None, ge=16, description="RLIMIT_NOFILE")
-    processes: int | None = Field(None, ge=1, description="RLIMIT_NPROC (not enforced for root)")
+    processes: int | None = Field(
+        None,
+        ge=1,
+        description="RLIMIT_NPROC (not enforced for root); of a container all its processes and "
+        "threads, 512 when it is left out",
+    )
 
 
 class Run(Part):
     """How one replica runs."""
 
-    command: Command = Field(description="the command; {port} is the port that it listens on")
+    command: Command | None = Field(
+        None,
+        description="the command; {port} is the port that it listens on. Of an image: instead of "
+        "its own CMD; else required",
+    )
+    port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="with `platform: docker`: the port that the image listens on, also its PORT; "
+        "8080 when the command takes {port}",
+    )
     health: HealthCheck = Field(description="how to see that a replica is ready")
     replicas: int = Field(1, ge=1, le=100, description="how many processes")
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
@@ -162,12 +191,22 @@ class Run(Part):
     grace: Seconds = Field(10.0, description="from SIGTERM to SIGKILL")
     limits: Limits = Field(default_factory=Limits, description="resource limits")
 
+    writable: list[Annotated[str, Field(pattern=r"^/[^:,]+$")]] = Field(
+        default_factory=list,
+        description="with `platform: docker`: directories besides /tmp that it may write; in "
+        "memory, empty at each start",
+    )
+
     @field_validator("command")
     @classmethod
-    def _takes_a_port(cls, command: Command) -> Command:
-        if "{port}" not in str(command):
-            raise ValueError("must contain {port}: each replica listens on a port of its own")
-        return in_arguments(command)
+    def _readable(cls, command: Command | None) -> Command | None:
+        return None if command is None else in_arguments(command)
+
+    @model_validator(mode="after")
+    def _takes_a_port(self) -> "Run":
+        if self.command is not None and self.port is None and "{port}" not in str(self.command):
+            raise ValueError("command: must contain {port}, the port that a replica listens on")
+        return self
 
     @field_validator("env", mode="before")
     @classmethod
@@ -314,7 +353,7 @@ def _optional(model: type[Part]) -> type[BaseModel]:
 class Override(Part):
     """What is different in one environment."""
 
-    platform: Literal["local"] | None = Field(None, description="where it runs")
+    platform: PlatformName | None = Field(None, description="where it runs")
     build: Mapping[str, Any] | None = None
     run: Mapping[str, Any] | None = None
     route: Mapping[str, Any] | None = None
@@ -331,7 +370,9 @@ class ServiceFile(Part):
 
     version: Literal[1] = Field(description="version of this format")
     service: Name = Field(description="name of the service: lower case, digits, dashes")
-    platform: Literal["local"] = Field("local", description="where it runs")
+    platform: PlatformName = Field(
+        "local", description="where it runs: local (processes) or docker (containers)"
+    )
     build: Build = Field(description="how the artifact is built")
     run: Run = Field(description="how a replica runs")
     route: Route = Field(default_factory=Route, description="where requests come in")
@@ -373,6 +414,32 @@ class ServiceFile(Part):
             )
         if "tests" in self.gates.model_fields_set and not self.tests:
             raise ValueError("gates: tests: there are none; add tests")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_platform(self) -> "ServiceFile":
+        if self.platform == "docker":
+            if self.build.image is None:
+                raise ValueError("build: platform docker runs images; needs image")
+            if self.run.command is None and self.run.port is None:
+                raise ValueError("run.port: is missing: the port that the image listens on")
+            if (memory := self.run.limits.memory) is not None and memory < 6 * 2**20:
+                raise ValueError("run.limits.memory: a container needs 6M at least")
+            for number, suite in enumerate(self.tests):
+                if suite.requirements is not None:
+                    words = "a suite runs in the image as it ships: install them there"
+                    raise ValueError(f"tests.{number}.requirements: {words}")
+            return self
+        if self.build.image is not None:
+            raise ValueError("build.image: needs platform: docker")
+        if self.run.command is None:
+            raise ValueError("run.command: is missing")
+        if self.run.port is not None:
+            raise ValueError("run.port: needs platform: docker; here each replica gets a port")
+        if self.run.writable:
+            raise ValueError("run.writable: needs platform: docker")
+        if self.run.health.healthcheck is not None:
+            raise ValueError("run.health.healthcheck: needs platform: docker")
         return self
 
     @property

@@ -45,18 +45,25 @@ def build_artifact(site: Site, rollout_id: int | None, wanted: ServiceFile, file
                     "python": platform.python_version(),
                 },
             )
-            sbom = _sbom(site, wanted, artifact)
-            site.attestations.attest(artifact, made, sbom=sbom)
+            image = site.builder.image_of(digest)
+            images = [(image.reference, image.digest.removeprefix("sha256:"))] if image else []
+            site.attestations.attest(
+                artifact, made, sbom=_sbom(site, wanted, digest), images=images
+            )
 
         digest, reused = site.builder.build(wanted.build, folder, attest)
         said["artifact"] = f"{digest} ({'built before' if reused else 'built'})"
     return digest
 
 
-def _sbom(site: Site, wanted: ServiceFile, artifact: Path) -> bytes | None:
+def _sbom(site: Site, wanted: ServiceFile, digest: str) -> bytes | None:
     """None where there is no Trivy and none is asked for."""
+    within = wanted.build.within
     try:
-        return site.trivy.sbom(artifact, within_seconds=wanted.build.within)
+        with site.builder.image_archive(digest) as archive:
+            if archive is not None:
+                return site.trivy.sbom_of_image(archive, within_seconds=within)
+        return site.trivy.sbom(site.builder.folder(digest), within_seconds=within)
     except NoSbom as why:
         if wanted.scan is not None and wanted.scan.trivy:
             raise Refused(
@@ -100,6 +107,7 @@ def write_release(
             version=version,
             artifact=digest,
             content=site.attestations.content(digest),
+            platform=wanted.platform,
             run=wanted.run,
             route=wanted.route,
             rollout=wanted.rollout,

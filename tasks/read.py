@@ -24,6 +24,7 @@ from policy.gates_of_tests import (
     BenchmarksGate,
     CoverageGate,
 )
+from policy.image import ImageBuild
 from policy.judge import CustomMetric, Judge, Synthetic, read_requests
 from policy.notice import Notify
 from policy.part import NamedValue, Part
@@ -48,6 +49,7 @@ PARTS: dict[str, type[BaseModel]] = {
     "build": Build,
     "git": GitSource,
     "python": PythonBuild,
+    "image": ImageBuild,
     "run": Run,
     "health": Health,
     "limits": Limits,
@@ -124,6 +126,8 @@ def configuration(service: ServiceFile, environment: str, file: Path) -> dict[st
     if wants and not (source / wants).is_file():
         key = ("build", "python", "requirements")
         raise mistake_at(file, environment, key, f"there is no file {source / wants}")
+    if (image := service.build.image) and not away:
+        _image_is_there(image, source, environment, file)
     read_waivers(service, environment, file)
     judge = service.rollout.judge
     if judge and judge.synthetic:
@@ -148,6 +152,20 @@ def configuration(service: ServiceFile, environment: str, file: Path) -> dict[st
             message = f"over {MAX_BYTES:,} bytes"
             raise mistake_at(file, environment, ("run", "files", target), message)
     return contents
+
+
+def _image_is_there(image: ImageBuild, source: Path, environment: str, file: Path) -> None:
+    context = source / image.context
+    if not context.is_dir():
+        named = ("build", "image", "context")
+        raise mistake_at(file, environment, named, f"there is no directory {context}")
+    if not (context / image.dockerfile).is_file():
+        named = ("build", "image", "dockerfile")
+        raise mistake_at(file, environment, named, f"there is no file {context / image.dockerfile}")
+    for name, place in image.secrets.items():
+        if not place.startswith("$") and not (file.parent / Path(place).expanduser()).is_file():
+            words = f"there is no file {file.parent / place}"
+            raise mistake_at(file, environment, ("build", "image", "secrets", name), words)
 
 
 class Waivers(Part):
@@ -256,8 +274,13 @@ def _explain(
         message = _message(mistake, path)
         if match := re.match(r"([A-Za-z0-9_./-]+): (.*)", message, re.DOTALL):
             # A rule across keys names the key that it is about.
-            if mistake["type"] == "value_error" and _find(document, (*path, match[1]), environment):
-                path, message = (*path, match[1]), match[2]
+            words = match[1].split(".")  # run.port: also of one that is missing
+            named = (*path, *(int(word) if word.isdigit() else word for word in words))
+            missing = "." in match[1] and _find(document, named[:-1], environment)
+            if mistake["type"] == "value_error" and (
+                missing or _find(document, named, environment)
+            ):
+                path, message = named, match[2]
         where = _find(document, path, environment) or path
         # A misspelt key first: what is then missing is missing because of it.
         order = mistake["type"] != "extra_forbidden", _line(document, where)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 
+from blocks.images import Images
 from policy.errors import DafnckError, NotAllowed, Refused, Unreachable
 from policy.provenance import SBOM, Link, Statement
 from policy.release import Release
@@ -33,6 +34,29 @@ def chain(site: Site, release: Release) -> Iterator[Link]:
     yield _sbom(site, said, release)
     yield _stored(site, release)
     yield from site.platform.inspect(release)
+
+
+def verify_artifact(site: Site, rollout_id: int, release: Release) -> None:
+    """Is what is about to be started what was built and signed? Raises Refused, with what is not.
+    For an image also: does its tag still name it? Somebody moved it otherwise, and what people
+    think that they release is not what was built."""
+    with site.ledger.act(rollout_id, "verify", artifact=release.artifact) as said:
+        statement, key = site.attestations.verify(release.artifact, release.content or None)
+        commit = statement.source.digest.get("gitCommit", "no commit")
+        said["signed"] = f"by {key[:12]}, of {commit}"
+        if image := site.builder.image_of(release.artifact):
+            try:
+                now = Images(site.builder.scratch).moved(image)
+            except (Unreachable, NotAllowed) as error:
+                # It is run by its digest, which nobody can move: no reason to keep it from running.
+                said["tag"] = f"not looked at: {error}"
+                return
+            if now:
+                raise Refused(
+                    f"{image.tag} is another image now, {now}, than {image.digest}, which was "
+                    "built; nothing was started, what served serves. Find out who moved the tag, "
+                    f"then have it built anew: dafnck discard {release.artifact}"
+                )
 
 
 def _source(said: Statement) -> Link:

@@ -14,6 +14,7 @@ from policy.retention import split
 from tasks import put_back
 from tasks.retrying import when_unreachable
 from tasks.site import Site
+from tasks.verify import verify_artifact
 
 EVIDENCE_KEPT = 100  # folders of rollouts and pipelines; the ledger keeps what the gates said
 
@@ -34,10 +35,7 @@ def start_replicas(
 
     What is started is what was built and signed: raises Refused, before anything is, for another.
     Raises NotReady with the reason that the platform knows; no traffic has moved then."""
-    with site.ledger.act(rollout_id, "verify", artifact=release.artifact) as said:
-        statement, key = site.attestations.verify(release.artifact, release.content or None)
-        commit = statement.source.digest.get("gitCommit", "no commit")
-        said["signed"] = f"by {key[:12]}, of {commit}"
+    verify_artifact(site, rollout_id, release)
     with site.ledger.act(rollout_id, "start", release=release.id, replicas=replicas):
         site.platform.workloads.start(release, replicas)
         return wait_ready(site, release, replicas, still_good)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker_fixtures import docker, image_service, registry, source  # noqa: F401 - fixtures
 
 from bench.stage import PROBE, brought_down_if_we_die, probe_file
 from blocks.ledger import Ledger

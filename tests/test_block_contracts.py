@@ -11,23 +11,31 @@ from typing import Any
 
 import pytest
 from conftest import PROBE, wait_for
+from docker_fixtures import own_name, remove_containers
 from fakes import FakeMetrics, FakeRouter, FakeWorkloads, a_release
 
 from blocks.builder import Builder
+from blocks.docker_host import DockerHost
 from blocks.local_processes import LocalProcesses
 from blocks.ports import TrafficMetrics, TrafficRouter, Workloads
+from blocks.stack import Ports, Stack
 from blocks.traefik import TraefikMetrics, TraefikRouter
 from policy.errors import NotApplied, Refused
 from policy.release import Endpoints, MatchRules, Release
 from policy.service_file import Build, Run
 
+LIVE = [pytest.param(name, marks=pytest.mark.live) for name in ("local", "docker")]
 
-@pytest.fixture(params=["fake", pytest.param("local", marks=pytest.mark.live)])
+
+@pytest.fixture(params=["fake", *LIVE])
 def workloads(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Workloads, Release]]:
     if request.param == "fake":
         yield FakeWorkloads(), a_release(1)
+        return
+    if request.param == "docker":
+        yield from containers(request, tmp_path)
         return
     stack = request.getfixturevalue("stack")
     (tmp_path / "probe.py").write_bytes(PROBE.read_bytes())
@@ -46,6 +54,22 @@ def workloads(
     yield processes, release
     processes.stop(release.id, 1)
     processes.remove(release.id)
+
+
+def containers(request: pytest.FixtureRequest, home: Path) -> Iterator[tuple[Workloads, Release]]:
+    docker, source = request.getfixturevalue("docker"), request.getfixturevalue("source")
+    stack = Stack(home=home, ports=Ports(), ledger_url="")
+    builder = Builder(stack.artifacts)
+    build = Build.model_validate({"image": {"target": "app"}})
+    digest, _ = builder.build(build, source)
+    run = Run.model_validate({"port": 8000, "health": "/healthz", "replicas": 2, "grace": "1s"})
+    name = own_name("contract")
+    release = a_release(
+        1, id=f"{name}-test-1", service=name, artifact=digest, run=run, platform="docker"
+    )
+    yield DockerHost(stack), release
+    remove_containers(docker, name)
+    assert builder.remove_unused(set(), idle_seconds=0) == [digest]
 
 
 def ready(workloads: Workloads, release: Release, count: int) -> Endpoints:

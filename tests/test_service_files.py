@@ -259,6 +259,132 @@ def test_a_malformed_file_is_refused_with_file_line_and_key(
     }
 
 
+IMAGE: dict[str, Any] = {
+    "version": 1,
+    "service": "shop",
+    "platform": "docker",
+    "build": {
+        "image": {
+            "context": ".",
+            "dockerfile": "Dockerfile",
+            "target": "app",
+            "args": {"LEVEL": "1"},
+            "secrets": {"npm": "$NPM_TOKEN", "token": "prod.toml"},
+            "push": "registry.example.org:5000/team/shop",
+        }
+    },
+    "run": {
+        "command": "serve",
+        "port": 8000,
+        "health": "/healthz",
+        "writable": ["/var/cache"],
+        "limits": {"memory": "64M"},
+    },
+    "tests": [{"name": "unit", "command": "run {junit}"}],
+}
+Keys = tuple[str | int, ...]
+DROPPED = "(not there)"
+WRONG_IMAGES: list[tuple[Keys, Any, str]] = [
+    (("build", "image", "contxt"), ".", "build.image.contxt: unknown key; did you mean context?"),
+    (("build", "image", "context"), "../x", "build.image.context: '../x' must stay inside"),
+    (("build", "image", "context"), "nowhere", "build.image.context: there is no directory"),
+    (("build", "image", "dockerfile"), "/Dockerfile", "build.image.dockerfile: '/Dockerfile' must"),
+    (("build", "image", "dockerfile"), "other", "build.image.dockerfile: there is no file"),
+    (("build", "image", "target"), "--push", "build.image.target: '--push' does not fit"),
+    (("build", "image", "args"), {"A-B": "x"}, "build.image.args.A-B: 'A-B' does not fit"),
+    (("build", "image", "args"), {"A": True}, "build.image.args.A: write the value as text"),
+    (("build", "image", "args"), "A=1", "build.image.args: "),
+    (("build", "image", "secrets"), {"a,b": "x"}, "build.image.secrets.a,b: 'a,b' does not fit"),
+    (("build", "image", "secrets"), {"a": "$"}, "build.image.secrets.a: name a file, or a"),
+    (("build", "image", "secrets"), {"a": "nowhere"}, "build.image.secrets.a: there is no file"),
+    (("build", "image", "push"), "registry/shop:1", "build.image.push: 'registry/shop:1' does not"),
+    (("build", "image", "push"), "r.example/Shop", "build.image.push: 'r.example/Shop' does not"),
+    (("build", "image", "push"), "a@sha256:b", "build.image.push: 'a@sha256:b' does not fit"),
+    (("build", "command"), "x {out}", "build: needs exactly one of python, image, command"),
+    (("build", "image"), DROPPED, "build: needs exactly one of python, image, command"),
+    (("build",), {"command": "x {out}"}, "build: platform docker runs images; needs image"),
+    (("platform",), "local", "build.image: needs platform: docker"),
+    (("platform",), "dokcer", "platform: must be 'local' or 'docker', not 'dokcer'; did you mean"),
+    (("platform",), DROPPED, "build.image: needs platform: docker"),
+    (("run", "port"), 0, "run.port: "),
+    (("run", "port"), 65536, "run.port: "),
+    (("run", "port"), DROPPED, "run.command: must contain {port}"),
+    (("run",), {"health": "/x"}, "run.port: is missing: the port that the image listens on"),
+    (("run", "writable"), ["cache"], "run.writable.0: 'cache' does not fit"),
+    (("run", "writable"), ["/a:rw"], "run.writable.0: '/a:rw' does not fit"),
+    (("run", "health"), {"healthcheck": "mine"}, "run.health.healthcheck: must be 'image'"),
+    (("run", "health"), {"path": "/x", "healthcheck": "image"}, "run.health: needs exactly one of"),
+    (("run", "limits", "memory"), "5M", "run.limits.memory: a container needs 6M at least"),
+    (("tests", 0, "requirements"), "dev.txt", "tests.0.requirements: a suite runs in the image"),
+]
+WRONG_PROCESSES: list[tuple[Keys, Any, str]] = [
+    (("run", "command"), DROPPED, "run.command: is missing"),
+    (("run", "port"), 8000, "run.port: needs platform: docker"),
+    (("run", "writable"), ["/x"], "run.writable: needs platform: docker"),
+    (("run", "health"), {"healthcheck": "image"}, "run.health.healthcheck: needs platform: docker"),
+    (("platform",), "docker", "build: platform docker runs images; needs image"),
+]
+
+
+def put(document: dict[str, Any], path: Keys, value: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(document)
+    node: Any = changed
+    for key in path[:-1]:
+        node = node[key]
+    if value is DROPPED:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return changed
+
+
+def test_a_file_of_an_image_is_good(file: Path) -> None:
+    (file.parent / "Dockerfile").touch()
+    file.write_text(as_text(IMAGE))
+    (service,) = read_all(file).values()
+    assert configuration(service, "local", file) == {}
+    file.write_text(as_text(put(IMAGE, ("run", "command"), DROPPED)))
+    assert read_all(file)
+
+
+@pytest.mark.parametrize(
+    ("document", "path", "value", "words"),
+    [
+        *((IMAGE, *case) for case in WRONG_IMAGES),
+        *((put(FULL, ("environments",), {"local": {}}), *case) for case in WRONG_PROCESSES),
+    ],
+    ids=[f"{case[0]}: {case[1]!r:.30}" for case in WRONG_IMAGES + WRONG_PROCESSES],
+)
+def test_a_malformed_file_of_an_image_is_refused_where_it_is_wrong(
+    document: dict[str, Any], path: Keys, value: Any, words: str, file: Path
+) -> None:
+    (file.parent / "Dockerfile").touch()
+    text = as_text(put(document, path, value))
+    file.write_text(text)
+
+    def read() -> None:
+        for environment, service in read_all(file).items():
+            configuration(service, environment, file)
+
+    with pytest.raises(BadInput) as refused:
+        read()
+    message = str(refused.value)
+    assert "\n" not in message
+    match = re.match(r"(.+?):(\d+): (.+)", message)
+    assert match, message
+    assert match[3].startswith(words), message
+    line = text.splitlines()[int(match[2]) - 1]
+    key = words.partition(": ")[0].split(".")
+    assert any(part in line for part in key[-2:]) or line.lstrip().startswith("-"), message
+
+
+def test_an_environment_may_be_of_another_platform(file: Path) -> None:
+    environments = {"dev": {}, "prod": {"platform": "docker"}}
+    file.write_text(as_text(put(FULL, ("environments",), environments)))
+    with pytest.raises(BadInput, match=r"build: platform docker runs images; needs image"):
+        read_all(file)
+
+
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [("repicas", "replicas"), ("comand", "command"), ("helth", "health"), ("grase", "grace")],
