@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments import gate_commands, notify_commands
+from deployments import gate_commands, notify_commands, trigger_command
 
 app = typer.Typer(
     name="dafnck",
@@ -179,6 +179,9 @@ def release(
     }
     name = f"{wanted.service} {version} → {env}"
     follow.run(stack, ledger, "release", parameters, name, here=here, wait=wait, as_json=as_json)
+
+
+app.command()(trigger_command.trigger)
 
 
 @app.command()

@@ -47,3 +47,20 @@ class Unreachable(DafnckError):
 
 class LeaseLost(DafnckError):
     """Another process took over this rollout: this one must not act any more."""
+
+
+def state_name(error: DafnckError) -> str:
+    """Name of the Prefect state that a flow ends in by this error; `exit_code_of` reads it."""
+    if isinstance(error, RolledBack):
+        return "RolledBack"
+    return {1: "Refused", 2: "BadInput"}.get(error.exit_code, "Failed")
+
+
+def exit_code_of(kind: str, name: str) -> int:
+    """Exit code for a flow run that ended in a state of this type and name."""
+    if kind == "COMPLETED":
+        return 0
+    if kind == "CANCELLED":
+        return 1
+    named = {"Refused": 1, "RolledBack": 1, "Cancelled": 1, "BadInput": 2}
+    return named.get(name, 3) if kind == "FAILED" else 3
