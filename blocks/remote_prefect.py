@@ -55,6 +55,19 @@ class RemotePrefect(PrefectApi):
         }
         return list(self._patiently("POST", "/flow_runs/filter", wanted))
 
+    def completed_since(self, flows: list[str], words: str, since: str) -> list[dict[str, Any]]:
+        """Runs of these flows whose names hold these words, newest first."""
+        wanted = {
+            "flows": {"name": {"any_": flows}},
+            "flow_runs": {
+                "name": {"like_": words},
+                "state": {"type": {"any_": ["COMPLETED"]}},
+                "start_time": {"after_": since},
+            },
+            "sort": "START_TIME_DESC",
+        }
+        return list(self._patiently("POST", "/flow_runs/filter", wanted))
+
     @patiently
     def create_run(self, deployment_id: str, body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """-> (the run, is it new). One with this `idempotency_key` is found, not made again: so a
@@ -64,6 +77,11 @@ class RemotePrefect(PrefectApi):
 
     def run(self, flow_run_id: str) -> dict[str, Any]:
         return dict(self._call("GET", f"/flow_runs/{flow_run_id}"))
+
+    def states(self, flow_run_id: str) -> list[dict[str, Any]]:
+        """All that it was in, by their time."""
+        found = self._call("GET", f"/flow_run_states/?flow_run_id={flow_run_id}")
+        return sorted(found, key=lambda state: str(state["timestamp"]))
 
     def logs(self, flow_run_id: str, after: str | None, offset: int) -> list[dict[str, Any]]:
         """One page of its lines by their time, from the time `after` on, that included."""

@@ -54,7 +54,7 @@ class Follower:
         self._interrupts, self._manner = interrupts, manner
         self._lines = Lines(api, flow_run_id, teller)
         self._began = time.monotonic()
-        self._state_id: str | None = None
+        self._states_told: set[str] = set()
         self._away_since: float | None = None
         self._no_worker_told = False
         self._cancelled_at: float | None = None  # when it was wanted
@@ -89,7 +89,7 @@ class Follower:
         ended = state.get("type") in TERMINAL
         if not ended:
             self._cancel_if_wanted()
-            self._tell_state(state)  # before the lines that it brings
+        self._tell_states(state, with_it=not ended)  # before the lines that they bring
         self._lines.more()
         if self._away_since is not None:
             self._away_since = None
@@ -100,10 +100,19 @@ class Follower:
             self._tell_state(state)
         return state
 
+    def _tell_states(self, now: dict[str, Any], *, with_it: bool) -> None:
+        """Also those that came and went between two looks."""
+        if now and now["id"] not in self._states_told:
+            for state in self._api.states(self._id):
+                if state["id"] != now["id"]:
+                    self._tell_state(state)
+            if with_it:
+                self._tell_state(now)
+
     def _tell_state(self, state: dict[str, Any]) -> None:
-        if not state or state["id"] == self._state_id:
+        if state["id"] in self._states_told:
             return
-        self._state_id = state["id"]
+        self._states_told.add(state["id"])
         message = state.get("message") or ""
         text = f"state: {state['name']}" + (f": {message}" if message else "")
         if state["type"] == "PAUSED":
@@ -148,7 +157,7 @@ class Follower:
             return
         why = f"not ended within {limit:g} s" if out_of_time else "interrupted"
         if not self._manner.cancel_on_interrupt:
-            code = 3 if out_of_time else 128 + (self._interrupts.number or 0)
+            code = 3 if out_of_time else self._interrupts.exit_code
             raise Left(f"{why}; the run goes on. To see or cancel it: {self._link}", code)
         self._cancelled_at = now
         self._teller.line(f"{why}: cancels the run; once more to leave at once", level=30)
@@ -203,6 +212,8 @@ class Lines:
             self._told.add(line["id"])
             at = datetime.fromisoformat(line["timestamp"])
             self._newest = max(at, self._newest or at)
+            if _says_the_end_again(line["message"]):
+                continue
             name = self._names.get(line.get("task_run_id") or "")
             text = f"{name}: {line['message']}" if name else line["message"]
             self._teller.line(text, at=at.timestamp(), level=line["level"])
@@ -212,3 +223,12 @@ class Lines:
         if unknown := sorted(tasks - set(self._names)):
             for task_run_id, name in self._api.task_names(unknown).items():
                 self._names[task_run_id] = re.sub(r"-[0-9a-f]{3}$", "", name)
+
+
+def _says_the_end_again(message: str) -> bool:
+    """Prefect's engine logs every failed state that a flow returns once more, as a traceback of
+    its own inside. What a flow raised has a line of its own."""
+    last = message.rstrip().rpartition("\n")[2]
+    return message.startswith("Engine execution exited") and last.startswith(
+        "prefect.exceptions.FailedRun:"
+    )

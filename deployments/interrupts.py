@@ -11,6 +11,7 @@ ONE_PRESS_SECONDS = 0.5  # within it a parent and the process group may each pas
 
 class Interrupts:
     def __init__(self) -> None:
+        self.patient = False  # until there is something to leave orderly, the first one leaves too
         self.number: int | None = None
         self._noted_at = 0.0
         self._event = threading.Event()
@@ -25,6 +26,10 @@ class Interrupts:
         for number, before in self._before.items():
             signal.signal(number, before)
 
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self.number or signal.SIGINT)
+
     def wait(self, seconds: float) -> None:
         """No longer than until the first of them comes."""
         if self.number is None:
@@ -37,5 +42,7 @@ class Interrupts:
         if self.number is None:
             self.number, self._noted_at = number, now
             self._event.set()
+            if not self.patient:
+                raise KeyboardInterrupt
         elif now - self._noted_at > ONE_PRESS_SECONDS:
             raise KeyboardInterrupt

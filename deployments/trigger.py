@@ -6,11 +6,11 @@ For CI jobs: neither a local stack nor the ledger is needed here, nor a checkout
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from getpass import getuser
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def run(
             teller.line(doubt, level=30)
         with remote_prefect(os.environ) as api, Interrupts() as interrupts:
             try:
-                begun = _begin(api, wish, again, teller)
+                begun = _begin(api, wish, again, teller, interrupts)
                 told.last = replace(
                     told.last,
                     flow_run_id=begun.run["id"],
@@ -157,8 +157,13 @@ def run(
             except NotAllowed as error:
                 raise Unreachable(str(error)) from None  # the machine's move, not the release's
             except KeyboardInterrupt:
-                where = f"the run goes on: {told.last.url}" if told.last.url else "see the UI"
-                raise Left(f"left at once; {where}", 130) from None
+                where = told.last.url or "a run may have begun; a re-run would join it"
+                where = where if interrupts.patient else "nothing was started"
+                raise Left(f"left at once; {where}", interrupts.exit_code) from None
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                where = told.last.url or "see Prefect's UI"
+                raise Left(f"nobody reads the log any more; {where}", 3) from None
         message = str(state.get("message") or "")
         code = exit_code_of(state["type"], state["name"])
         told.last = replace(told.last, state=state["name"], message=message, exit_code=code)
@@ -176,7 +181,9 @@ class Begun:
     pool: str | None
 
 
-def _begin(api: RemotePrefect, wish: Wish, again: bool, teller: Teller) -> Begun:
+def _begin(
+    api: RemotePrefect, wish: Wish, again: bool, teller: Teller, interrupts: Interrupts
+) -> Begun:
     deployment = api.deployment(wish.flow, wish.deployment)
     runs = api.runs(deployment["id"], wish.tags)
     attempts = {_attempt(run, wish.key): run for run in runs if _attempt(run, wish.key)}
@@ -190,10 +197,11 @@ def _begin(api: RemotePrefect, wish: Wish, again: bool, teller: Teller) -> Begun
         "state": {"type": "SCHEDULED"},
         "idempotency_key": wish.key if attempt == 1 else f"{wish.key}:{attempt}",
     }
+    interrupts.patient = True
     run, new = api.create_run(deployment["id"], body)
     ended = not new and run["state"]["type"] in TERMINAL
     if ended and run["state"]["type"] == "COMPLETED" and wish.flow == "release":
-        _refuse_if_superseded(api, wish, run, runs)
+        _refuse_if_superseded(api, wish, run)
     teller.line(wish.name if new else f"{wish.name}: joins the run that was begun for it before")
     if ended:
         teller.line("it has ended; a new run for the same commit: --again")
@@ -207,16 +215,14 @@ def _attempt(run: dict[str, Any], key: str) -> int:
     return int(number or 1) if first == key else 0
 
 
-def _refuse_if_superseded(
-    api: RemotePrefect, wish: Wish, run: dict[str, Any], runs: list[dict[str, Any]]
-) -> None:
-    """An old job that is run again must not say that its commit serves, when another one does."""
-    begun = datetime.fromisoformat(run["created"])
-    for other in runs:
-        later = datetime.fromisoformat(other["created"]) > begun
-        if later and other["id"] != run["id"] and other["state"]["type"] == "COMPLETED":
+def _refuse_if_superseded(api: RemotePrefect, wish: Wish, run: dict[str, Any]) -> None:
+    """An old job that is run again must not say that its commit serves, when another one does, be
+    it by a release or a rollback, whoever asked for it."""
+    place = re.compile(rf"{re.escape(wish.service)} (.+ →|←) {re.escape(wish.environment)}")
+    for other in api.completed_since(["release", "rollback"], f"{wish.service} ", run["created"]):
+        if other["id"] != run["id"] and place.fullmatch(other["name"]):
             raise Refused(
-                f"{wish.name} was released before, and then {other['name']} was; nothing was "
+                f"{wish.name} was released before, and then came {other['name']}; nothing was "
                 f"started. To release it again: --again. Then: {api.link(run['id'])}, "
                 f"since: {api.link(other['id'])}"
             )
@@ -245,6 +251,9 @@ def _told_as_json(as_json: bool) -> Iterator[Told]:
         yield told
     except DafnckError as error:
         told.last = replace(told.last, message=str(error), exit_code=error.exit_code)
+        raise
+    except KeyboardInterrupt:
+        told.last = replace(told.last, message="interrupted", exit_code=130)
         raise
     finally:
         if as_json:

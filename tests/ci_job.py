@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -70,6 +71,31 @@ class Job:
         return True
 
 
+@contextmanager
+def job_in(folder: Path, stack: Stack, home: Path) -> Iterator[Job]:
+    """Whatever the job left running is ended."""
+    job = Job(
+        folder,
+        {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "GITHUB_ACTOR": "ada",
+            "PREFECT_API_URL": stack.prefect_api_url,
+            "PREFECT_API_AUTH_STRING": prefect_auth(stack),
+        },
+    )
+    try:
+        yield job
+    finally:
+        for process in job.left:
+            if process.poll() is None:
+                process.kill()
+            if process.stdout and not process.stdout.closed:
+                process.communicate()
+            elif process.stderr:
+                process.stderr.close()
+
+
 @pytest.fixture
 def job(stack: Stack, tmp_path: Path) -> Iterator[Job]:
     folder = tmp_path / "checkout"
@@ -79,21 +105,8 @@ def job(stack: Stack, tmp_path: Path) -> Iterator[Job]:
     git(folder, "remote", "add", "origin", f"file://{folder}")
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "first")
-    job = Job(
-        folder,
-        {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-            "GITHUB_ACTOR": "ada",
-            "PREFECT_API_URL": stack.prefect_api_url,
-            "PREFECT_API_AUTH_STRING": prefect_auth(stack),
-        },
-    )
-    yield job
-    for process in job.left:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    with job_in(folder, stack, home=tmp_path) as job:
+        yield job
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +143,9 @@ class Player:
         state = {"type": kind, "name": name or kind.capitalize(), "message": message}
         path = f"/flow_runs/{self.flow_run_id}/set_state"
         self.api._patiently("POST", path, {"state": state, "force": True})
+
+    def of(self, part: str) -> str:
+        return str(self.api._patiently("GET", f"/flow_runs/{self.flow_run_id}")[part])
 
     def log(self, *messages: str, at: datetime, step: float = 0.0) -> None:
         lines = [

@@ -59,6 +59,7 @@ def test_the_state_that_a_flow_ends_in_is_the_exit_code(job: Job, api: PrefectAp
         assert process.returncode == codes[name], out + err
         assert f"{name}: " in err
         assert f"ERROR  state: {name}" in out
+        assert "Traceback" not in out, "that an answer is no is no accident"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

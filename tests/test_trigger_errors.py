@@ -1,13 +1,14 @@
 """`dafnck trigger` when something is wrong: login, server, connection, what is asked for."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ci_job import PLAYED, Job, Play, api, git, job, play, runs_of
-from conftest import free_port
+from ci_job import PLAYED, Job, Play, Player, api, git, job, play, runs_of
+from conftest import free_port, wait_for
 from wire import Wire
 
 from blocks.prefect_api import PrefectApi
@@ -15,6 +16,7 @@ from blocks.stack import Stack
 
 __all__ = ["api", "job", "play"]  # fixtures
 pytestmark = pytest.mark.live
+NAMES = ("release", "rollback")
 
 
 def one_line(done: "subprocess.CompletedProcess[str]") -> str:
@@ -158,6 +160,30 @@ def test_a_server_away_in_the_middle_is_waited_for(
     assert "served meanwhile" in out
 
 
+def test_an_interrupt_before_the_start_starts_nothing(
+    job: Job, api: PrefectApi, wire: Wire
+) -> None:
+    wire.busy = True
+    process = job.begin(*PLAYED, "--json")
+    wait_for(lambda: wire.asked, "it asks")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == json.loads(out)["exit_code"] == 143
+    assert "nothing was started" in err
+    assert runs_of(job, api) == []
+
+
+def test_a_reader_that_goes_away_is_no_success(job: Job, api: PrefectApi, play: Play) -> None:
+    process = job.begin(*PLAYED)
+    assert process.stdout
+    assert process.stderr
+    process.stdout.readline()
+    process.stdout.close()
+    play(job).state("RUNNING")
+    assert process.wait(20) == 3
+    assert "nobody reads the log any more" in process.stderr.read()
+
+
 def test_a_lost_answer_starts_no_second_run(job: Job, api: PrefectApi, wire: Wire) -> None:
     wire.lose = "create_flow_run"
     done = json.loads(job(*PLAYED, "--no-wait", "--json").stdout)
@@ -174,16 +200,42 @@ def test_an_old_job_does_not_claim_that_its_commit_serves(
     played = {"flow_id": flow, "name": "played", "work_pool_name": "empty-pool"}
     api._call("POST", "/deployments/", played)
     words = ("deploy/dafnck.yaml", "--deployment", "played")
-    for version in ("a", "b"):
+
+    def released(version: str) -> None:
         job(*words, "--version", version, "--no-wait")
-        play(job).state("COMPLETED", message=f"{version} serves")
+        player = play(job)
+        player.state("RUNNING")
+        player.state("COMPLETED", message=f"{version} serves")
+
+    released("a")
+    assert job(*words, "--version", "a").returncode == 0
+    released("b")
     done = job(*words, "--version", "a", check=1)
-    assert "a → local was released before, and then" in done.stderr
-    assert "b → local was; nothing was started" in done.stderr
+    assert "a → local was released before, and then came" in done.stderr
+    assert "b → local; nothing was started" in done.stderr
     assert job(*words, "--version", "b").returncode == 0
     again = json.loads(job(*words, "--version", "a", "--again", "--no-wait", "--json").stdout)
     assert not again["joined"]
     assert len(runs_of(job, api)) == 3
+
+
+def test_nor_after_a_rollback(job: Job, api: PrefectApi, play: Play) -> None:
+    flows = {name: api._call("POST", "/flows/", {"name": name})["id"] for name in NAMES}
+    for flow in flows.values():
+        played = {"flow_id": flow, "name": "played", "work_pool_name": "empty-pool"}
+        api._call("POST", "/deployments/", played)
+    words = ("deploy/dafnck.yaml", "--deployment", "played")
+    job(*words, "--no-wait")
+    player = play(job)
+    player.state("RUNNING")
+    player.state("COMPLETED")
+    service = player.of("name").split()[0]
+    parameters = {"service": service, "environment": "local"}
+    back = api.start("rollback", "played", parameters, f"{service} ← local")
+    assert job(*words).returncode == 0, "it has not begun"
+    Player(api, back).state("RUNNING")
+    Player(api, back).state("COMPLETED")
+    assert f"came {service} ← local" in job(*words, check=1).stderr
 
 
 def test_only_what_a_ci_job_has_is_needed(job: Job, api: PrefectApi, tmp_path: Path) -> None:

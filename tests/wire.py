@@ -14,11 +14,13 @@ class Wire:
         self.busy = False
         self.lose = ""
         self.lost = 0
+        self.asked = 0  # times
         wire = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                wire.asked += 1
                 if wire.busy:
                     self.answer(503, b"busy")
                     return
