@@ -7,7 +7,6 @@ Git's own credentials are used (a credential helper, an ssh key); none is asked 
 """
 
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -16,12 +15,12 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from blocks.files import locked, scratch, write_atomically
+from blocks.git_source import checked_url, full_commit
 from blocks.processes import marked
 from blocks.steps import PRIVATE
 from policy.errors import BadInput, NotAllowed, Refused, Unreachable
 from policy.provenance import Revision
 
-COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 WITHIN_SECONDS = 600.0
 SETTINGS = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes", "LC_ALL": "C"}
 # Of a repository that somebody else works in, as in a hook; and our own secrets.
@@ -65,12 +64,7 @@ class Checkouts:
 
         Raises BadInput for an URL or commit that cannot be meant, Refused when the repository has
         no such commit, NotAllowed when it does not let us in, Unreachable when it is away."""
-        check_url(url)
-        if not COMMIT.fullmatch(commit):
-            raise BadInput(
-                f"commit {commit!r}: write the whole id, 40 or 64 hexadecimal digits; nothing was "
-                "changed"
-            )
+        url, commit = checked_url(url, "git"), full_commit(commit)
         key = sha256("\0".join([url, commit, file, content or ""]).encode()).hexdigest()[:24]
         target = self._folder / key
         with locked(self._folder / "locks" / f"{key}.lock"):
@@ -101,19 +95,6 @@ class Checkouts:
                 shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder.name)
         return removed
-
-
-def check_url(url: str) -> None:
-    """Raises BadInput for one that holds a secret, or that git would take for something else."""
-    parts = urlsplit(url)
-    if parts.password or (parts.username and parts.scheme in ("http", "https")):
-        raise BadInput(
-            f"{without_secret(url)}: a repository's URL must not hold a password or token, it "
-            "would be stored; give them to git on the worker (a credential helper, an ssh key). "
-            "Nothing was changed"
-        )
-    if not url or url.startswith("-") or "::" in url or "\0" in url:
-        raise BadInput(f"{url!r} is no URL of a git repository; nothing was changed")
 
 
 def without_secret(url: str) -> str:

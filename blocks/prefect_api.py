@@ -1,7 +1,7 @@
 """Prefect's REST API, the few calls that we make; loads no Prefect: commands start fast."""
 
 import os
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import httpx
@@ -11,26 +11,49 @@ from blocks.stack import Stack
 from policy.errors import NotAllowed, Refused, Unreachable
 
 
-class _Busy(Unreachable):
+class Busy(Unreachable):
     """It is there, and may answer when it is asked again."""
+
+
+patiently = retry(
+    retry=retry_if_exception_type(Busy),
+    wait=wait_random_exponential(0.2, max=4),
+    stop=stop_after_delay(30),
+    reraise=True,
+)
 
 
 class PrefectApi:
     """Short time limits. Looking is not retried: callers look again when it is time to. Starting
     is, because a server on SQLite under load answers 503 now and then."""
 
-    def __init__(self, url: str, auth: str | None, timeout_seconds: float = 5.0) -> None:
-        """`auth`: user:password of the server's basic authentication."""
+    # What a person can do about it.
+    away_hint = "start it: dafnck up"
+    login_hint = "set PREFECT_API_AUTH_STRING, or see secrets/prefect-auth in DAFNCK_HOME"
+    unknown_hint = "dafnck up registers the deployments"
+
+    def __init__(
+        self,
+        url: str,
+        auth: str | None,
+        timeout_seconds: float = 5.0,
+        *,
+        key: str | None = None,
+        trust_env: bool = False,
+    ) -> None:
+        """`auth`: user:password of the server's basic authentication. `key`: of Prefect Cloud,
+        instead of it. `trust_env`: go through the proxies that the environment names."""
         user, _, password = (auth or "").partition(":")
         self.url = url.rstrip("/")
         self._http = httpx.Client(
             base_url=self.url,
-            auth=httpx.BasicAuth(user, password) if auth else None,
+            auth=httpx.BasicAuth(user, password) if auth and not key else None,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
             timeout=timeout_seconds,
-            trust_env=False,
+            trust_env=trust_env,
         )
 
-    def __enter__(self) -> "PrefectApi":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,36 +101,44 @@ class PrefectApi:
         body = {"state": state, "force": force}
         self._call("POST", f"/flow_runs/{flow_run_id}/set_state", body)
 
-    @retry(
-        retry=retry_if_exception_type(_Busy),
-        wait=wait_random_exponential(0.2, max=4),
-        stop=stop_after_delay(30),
-        reraise=True,
-    )
+    @patiently
     def _patiently(self, method: str, path: str, body: Any = None) -> Any:
         return self._call(method, path, body)
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
+        answer = self._asked(method, path, body)
+        try:
+            return answer.json() if answer.content else None
+        except ValueError:
+            raise self._no_api() from None
+
+    def _asked(self, method: str, path: str, body: Any = None) -> httpx.Response:
         try:
             answer = self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
             away = isinstance(error, httpx.ConnectError)
-            raise (Unreachable if away else _Busy)(
-                f"Prefect's API at {self.url} does not answer ({error}); start it: dafnck up"
+            raise (Unreachable if away else Busy)(
+                f"Prefect's API at {self.url} does not answer ({error}); {self.away_hint}"
             ) from None
         if answer.status_code in (401, 403):
             raise NotAllowed(
-                f"Prefect's API at {self.url} refuses our credentials; set "
-                "PREFECT_API_AUTH_STRING, or see secrets/prefect-auth in DAFNCK_HOME"
+                f"Prefect's API at {self.url} refuses our credentials; {self.login_hint}"
             )
         if answer.status_code == 404:
-            raise Refused(f"Prefect's API knows no {path}; dafnck up registers the deployments")
+            raise Refused(f"Prefect's API knows no {path}; {self.unknown_hint}")
+        if answer.is_redirect:
+            raise self._no_api()
         if answer.is_error:
             busy = answer.status_code == 429 or answer.is_server_error
-            raise (_Busy if busy else Unreachable)(
+            raise (Busy if busy else Unreachable)(
                 f"Prefect's API answers {answer.status_code}: {answer.text[:300]}"
             )
-        return answer.json() if answer.content else None
+        return answer
+
+    def _no_api(self) -> Unreachable:
+        return Unreachable(
+            f"{self.url} answers, but not as Prefect's API does; is that its URL? It ends in /api"
+        )
 
 
 def own_api() -> PrefectApi | None:

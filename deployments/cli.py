@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments import gate_commands, notify_commands, provenance_commands
+from deployments import gate_commands, notify_commands, provenance_commands, trigger_command
 
 app = typer.Typer(
     name="dafnck",
@@ -202,6 +202,9 @@ def release(
     }
     name = f"{wanted.service} {version} → {env}"
     follow.run(stack, ledger, "release", parameters, name, here=here, wait=wait, as_json=as_json)
+
+
+app.command()(trigger_command.trigger)
 
 
 @app.command()

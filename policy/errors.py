@@ -50,7 +50,17 @@ class LeaseLost(DafnckError):
 
 
 def state_name(error: DafnckError) -> str:
-    """Of the state in which Prefect shows a flow that ended so."""
+    """Name of the Prefect state that a flow ends in by this error; `exit_code_of` reads it."""
     if isinstance(error, RolledBack):
         return "RolledBack"
     return {1: "Refused", 2: "BadInput"}.get(error.exit_code, "Failed")
+
+
+def exit_code_of(kind: str, name: str) -> int:
+    """Exit code for a flow run that ended in a state of this type and name."""
+    if kind == "COMPLETED":
+        return 0
+    if kind == "CANCELLED":
+        return 1
+    named = {"Refused": 1, "RolledBack": 1, "Cancelled": 1, "BadInput": 2}
+    return named.get(name, 3) if kind == "FAILED" else 3

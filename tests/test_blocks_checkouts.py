@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from blocks.builder import Builder
-from blocks.checkouts import Checkouts, check_url, revision, without_secret
+from blocks.checkouts import Checkouts, revision, without_secret
+from blocks.git_source import checked_url
 from policy.errors import BadInput, NotAllowed, Refused, Unreachable
 from policy.service_file import Build
 
@@ -133,7 +134,7 @@ def test_a_service_file_outside_of_the_repository(
 
 @pytest.mark.parametrize("at", ["main", "HEAD", "abc123", "--upload-pack=evil", ""])
 def test_only_whole_commit_ids(checkouts: Checkouts, repository: Path, at: str) -> None:
-    with pytest.raises(BadInput, match="the whole id"):
+    with pytest.raises(BadInput, match="the full id"):
         checkouts.checkout(f"file://{repository}", at)
 
 
@@ -177,20 +178,20 @@ def test_a_repository_that_asks_for_a_password(checkouts: Checkouts) -> None:
 )
 def test_no_secret_is_taken_or_told(url: str) -> None:
     with pytest.raises(BadInput) as refused:
-        check_url(url)
+        checked_url(url, "git")
     assert "s3cret" not in str(refused.value)
     assert "s3cret" not in without_secret(url)
 
 
-@pytest.mark.parametrize("url", ["--upload-pack=x", "ext::sh -c id", ""])
-def test_what_git_would_take_for_something_else(url: str) -> None:
-    with pytest.raises(BadInput, match="is no URL"):
-        check_url(url)
+@pytest.mark.parametrize("url", ["--upload-pack=x", "ext::sh -c id", "", "http://host/x?token=1"])
+def test_what_git_would_take_for_something_else(checkouts: Checkouts, url: str) -> None:
+    with pytest.raises(BadInput):
+        checkouts.checkout(url, "0" * 40)
 
 
-@pytest.mark.parametrize("url", ["git@host:a/b.git", "ssh://git@host/a", "https://host/a", "/a/b"])
+@pytest.mark.parametrize("url", ["git@host:a/b.git", "ssh://git@host/a", "https://host/a"])
 def test_ordinary_urls(url: str) -> None:
-    check_url(url)
+    assert checked_url(url, "git") == url
 
 
 def test_unused_checkouts_go(checkouts: Checkouts, repository: Path, tmp_path: Path) -> None:
