@@ -30,6 +30,10 @@ def _containers(stack: Stack, release: Release) -> Iterator[Link]:
     if image is None:
         yield Link("image", False, "its artifact names no image")
         return
+    pinned = read_image(stack.releases / release.id)
+    if pinned is not None and pinned != image:
+        yield Link("image", False, f"it runs {pinned.reference}, its artifact is {image.reference}")
+        return
     try:
         now = Images(stack.scratch).moved(image)
         words = f"{image.tag} is {now} now" if now else f"{image.reference}, as {image.tag}"

@@ -16,7 +16,7 @@ from blocks.builder import Builder
 from blocks.image_suites import OWNER
 from blocks.processes import CHILD_OF, marked
 from blocks.suites import run_suite
-from policy.gates import SuiteResult
+from policy.evidence import SuiteResult
 from policy.pipeline import Suite
 from policy.service_file import Build
 
