@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check soak bench bench-switch bench-engine bench-judge bench-detect bench-services lock schema docs clean
+.PHONY: demo test check soak bench bench-switch bench-engine bench-judge bench-detect bench-services bench-real bench-pipeline lock schema docs clean
 
 demo: $(VENV)/.base
 	@$(BIN)/dafnck demo $(ARGS)
@@ -23,13 +23,19 @@ soak: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -m soak
 	@$(BIN)/python tests/soak.py $(ARGS)
 
-bench: bench-switch bench-engine bench-judge bench-detect bench-services
+bench: bench-switch bench-engine bench-judge bench-detect bench-services bench-real bench-pipeline
 
 bench-detect: $(VENV)/.test
 	@$(BIN)/python -m bench.detect $(ARGS)
 
 bench-services: $(VENV)/.test
 	@$(BIN)/python -m bench.services $(ARGS)
+
+bench-real: $(VENV)/.test
+	@$(BIN)/python -m bench.real $(ARGS)
+
+bench-pipeline: $(VENV)/.test
+	@$(BIN)/python -m bench.pipeline $(ARGS)
 
 bench-judge: $(VENV)/.test
 	@$(BIN)/python -m bench.judge $(ARGS)
