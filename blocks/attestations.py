@@ -56,6 +56,14 @@ class Attestations:
         envelope = self._keys.sign(json.dumps(said, sort_keys=True).encode())
         write_atomically(place / PROVENANCE, envelope)
 
+    def ready(self) -> None:
+        """Raises Unreachable when nothing could be signed, or its signature would not count."""
+        self._keys.check()
+
+    def archive_key(self, artifact: str) -> str:
+        """Of the artifact itself in the object store: another content is another object."""
+        return f"artifacts/{artifact}/artifact-{self.content(artifact)[:16]}.tar.gz"
+
     def content(self, artifact: str) -> str:
         """SHA-256 over all that an artifact consists of, as its provenance names it. Raises
         Refused."""
@@ -97,7 +105,10 @@ class Attestations:
         listed = _text(place / FILES)
         if listed is None or _sha256(listed.encode()) != said.sha256_of(FILES):
             raise _refused(artifact, f"has a list of files ({FILES}) that was changed")
-        now = tree.listing(self._artifacts / artifact, PARTS)
+        try:
+            now = tree.listing(self._artifacts / artifact, PARTS)
+        except OSError as error:
+            raise _refused(artifact, f"cannot be read: {error}") from None
         if now != listed:
             words = tree.differences(listed, now)
             more = f" and {len(words) - MOST_TOLD} more" if len(words) > MOST_TOLD else ""

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -37,6 +38,7 @@ from policy.service_file import Build
 
 log = logging.getLogger("dafnck")
 
+DIGEST = re.compile(r"[0-9a-f]{32}")
 LEFT_OUT = {".git", ".hg", ".svn", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache"}
 
 
@@ -71,7 +73,11 @@ class Builder:
             log_file = self._artifacts / f"{digest}.log"
             with log_file.open("w") as output:
                 steps = Steps(output, log_file, build.within)
-                self._fill(build, source, files, target, steps, folder)
+                work = target / "work"
+                self._take(build, source, files, work, digest)
+                self._fill(build, source, work, files, target, steps, folder)
+                shutil.rmtree(work)
+            _check_whole(target)
             attest(digest, target, started)
             content = {
                 "digest": digest,
@@ -132,7 +138,7 @@ class Builder:
     def discard(self, digest: str) -> bool:
         """Remove an artifact that is not what it should be. -> whether there was one. The next
         release that needs it builds it anew."""
-        if not digest or "/" in digest or not self.folder(digest).is_dir():
+        if not DIGEST.fullmatch(digest) or not self.folder(digest).is_dir():
             return False
         with locked(self._artifacts / "locks" / f"{digest}.lock"):
             (self.folder(digest) / "artifact.json").unlink(missing_ok=True)
@@ -216,18 +222,31 @@ class Builder:
             return False
         return True
 
+    def _take(self, build: Build, source: Path, files: list[Path], work: Path, digest: str) -> None:
+        """A copy of the source, to build from: what a build writes beside it is no part of it, and
+        what somebody changes in it meanwhile goes into nothing."""
+        _copy(source, files, work)
+        if _digest(build, work, files) != digest:
+            raise Refused(
+                f"the source {source} was changed while it was copied; nothing was started, what "
+                "served serves. Release again"
+            )
+        if (source / ".git").is_dir() and not (work / ".git").exists():
+            # Builds ask git for a version; the files are those of the copy.
+            (work / ".git").write_text(f"gitdir: {source / '.git'}\n")
+
     def _fill(
         self,
         build: Build,
         source: Path,
+        work: Path,
         files: list[Path],
         target: Path,
         steps: "Steps",
         folder: Path,
     ) -> None:
         if build.image is not None:
-            work, tag = target / "work", target.name[:12]
-            _copy(source, files, work)
+            tag = target.name[:12]
             names = [self._image_name(), *filter(None, [build.image.push])]
             (target / "tags").write_text("".join(f"{name}:{tag}\n" for name in names))
             image = Images(self.scratch).build(
@@ -239,20 +258,16 @@ class Builder:
                 _labels(source, build.image.push),
                 steps,
             )
-            shutil.rmtree(work)
             write_image(target, image)
             (target / "tags").unlink()
             return
         if build.command is not None:
-            work = target / "work"
-            _copy(source, files, work)
             command = build.command
             out = str(target / "app")
             if isinstance(command, str):
                 steps.run(["/bin/sh", "-c", command.replace("{out}", shlex.quote(out))], work)
             else:
                 steps.run([word.replace("{out}", out) for word in command], work)
-            shutil.rmtree(work)
             if not any((target / "app").iterdir()):
                 raise BuildFailed(
                     "the build command left {out} empty; nothing was released, what served serves"
@@ -261,18 +276,39 @@ class Builder:
         assert build.python is not None
         from uv import find_uv_bin
 
-        _copy(source, files, target / "app")
+        _copy(work, files, target / "app")
         uv = os.fsdecode(find_uv_bin())
         python = build.python.version or sys.executable
         venv = target / "venv"
-        steps.run([uv, "venv", "--relocatable", "--python", python, str(venv)], source)
+        steps.run([uv, "venv", "--relocatable", "--python", python, str(venv)], work)
         install = [uv, "pip", "install", "--compile-bytecode", "--link-mode", "copy"]
         install += ["--python", str(venv / "bin" / "python")]
         if build.python.requirements:
             install += ["--requirement", build.python.requirements]
         if build.python.project:
-            install.append(str((source / build.python.project).resolve()))
-        steps.run(install, source)
+            install.append(str((work / build.python.project).resolve()))
+        steps.run(install, work)
+
+
+def _check_whole(target: Path) -> None:
+    """An artifact holds all that it is made of: what lies elsewhere could be changed unseen."""
+    for part in ("app", "venv"):
+        if (target / part).is_symlink():
+            raise BuildFailed("the build made {out} a link; nothing was released")
+    for path in (target / "app").rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(target.resolve()):
+            raise BuildFailed(
+                f"the build left a link that leads out of the artifact, "
+                f"{path.relative_to(target)} to {os.readlink(path)}; copy what it means. Nothing "
+                "was released, what served serves"
+            )
+    for told in (target / "venv").glob("lib/python*/site-packages/*.dist-info/direct_url.json"):
+        if json.loads(told.read_text()).get("dir_info", {}).get("editable"):
+            raise BuildFailed(
+                f"{told.parent.name.partition('-')[0]} is installed in editable mode, so that it "
+                "is not part of the artifact; name it without -e. Nothing was released, what "
+                "served serves"
+            )
 
 
 def _check_inside(build: Build, source: Path, files: list[Path]) -> None:

@@ -6,6 +6,7 @@
 Git's own credentials are used (a credential helper, an ssh key); none is asked for, none is stored.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,14 +18,13 @@ from urllib.parse import urlsplit, urlunsplit
 from blocks.files import locked, scratch, write_atomically
 from blocks.git_source import checked_url, full_commit
 from blocks.processes import marked
-from blocks.steps import PRIVATE
 from policy.errors import BadInput, NotAllowed, Refused, Unreachable
 from policy.provenance import Revision
 
 WITHIN_SECONDS = 600.0
-SETTINGS = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes", "LC_ALL": "C"}
+SETTINGS = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 # Of a repository that somebody else works in, as in a hook; and our own secrets.
-NOT_PASSED_ON = (*PRIVATE, "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_SSH_COMMAND")
+NOT_PASSED_ON = ("PREFECT_", "DAFNCK_", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
 # What git prints for an answer; anything else may be another one in a second.
 NO_SUCH_COMMIT = ("not our ref", "couldn't find remote ref", "unadvertised object", "not a tree")
 NOT_ALLOWED = (
@@ -45,6 +45,8 @@ class Checkouts:
         self, url: str, commit: str, service_file: str, content: str | None = None
     ) -> Path:
         """The service file in a checkout. Raises BadInput, and as `checkout` does."""
+        if content is not None and not content.strip():
+            raise BadInput(f"{service_file}: its content is empty; nothing was changed")
         name = Path(service_file)
         if name.is_absolute() or ".." in name.parts:
             raise BadInput(
@@ -65,7 +67,7 @@ class Checkouts:
         Raises BadInput for an URL or commit that cannot be meant, Refused when the repository has
         no such commit, NotAllowed when it does not let us in, Unreachable when it is away."""
         url, commit = checked_url(url, "git"), full_commit(commit)
-        key = sha256("\0".join([url, commit, file, content or ""]).encode()).hexdigest()[:24]
+        key = sha256(json.dumps([url, commit, file, content]).encode()).hexdigest()[:24]
         target = self._folder / key
         with locked(self._folder / "locks" / f"{key}.lock"):
             if not (target / "used").exists():
@@ -91,6 +93,8 @@ class Checkouts:
             if time.time() - mark.stat().st_mtime < idle_seconds:
                 continue
             with locked(self._folder / "locks" / f"{folder.name}.lock"):
+                if time.time() - mark.stat().st_mtime < idle_seconds:
+                    continue  # somebody asked for it just now
                 mark.unlink(missing_ok=True)
                 shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder.name)
@@ -144,9 +148,8 @@ def _fetch(url: str, commit: str, source: Path) -> None:
     _run(source, "checkout", "--quiet", "--detach", commit, of=url)
     if (source / ".gitmodules").exists():
         # Git keeps submodules from local paths unless the repository itself is one.
-        local = (
-            () if urlsplit(url).scheme not in ("", "file") else ("-c", "protocol.file.allow=always")
-        )
+        is_local = urlsplit(url).scheme == "file"
+        local = ("-c", "protocol.file.allow=always") if is_local else ()
         words = ("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
         _run(source, *local, *words, of=url)
 
@@ -156,6 +159,8 @@ def _run(source: Path, *words: str, of: str = "") -> None:
     if program is None:
         raise Unreachable("there is no git on this machine; install it: apt-get install git")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(NOT_PASSED_ON)}
+    if not (git(source, "config", "core.sshCommand") or "GIT_SSH_COMMAND" in inherited):
+        inherited["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes"  # nobody is there to be asked
     try:
         done = subprocess.run(
             [program, "-C", str(source), *words],
@@ -173,8 +178,9 @@ def _run(source: Path, *words: str, of: str = "") -> None:
         ) from None
     if done.returncode == 0:
         return
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    last = without_secret(said[0].strip() if said else f"exit code {done.returncode}")
+    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    said.sort(key=lambda line: not line.startswith(("fatal:", "error:", "remote:")))
+    last = said[0] if said else f"exit code {done.returncode}"
     if any(words in done.stderr for words in NO_SUCH_COMMIT):
         raise Refused(f"{of} has no such commit ({last}); nothing was changed. Was it pushed?")
     if any(words in done.stderr for words in NOT_ALLOWED):

@@ -31,8 +31,16 @@ class ContainerReleases:
         with locked(self._stack.releases / "containers.lock"):
             if not (folder / "release.json").exists():
                 self._fill(release, folder)
+            elif not self.wanted(release.id):
+                # Nobody knows what was done to its files since it ran.
+                self._write_files(release, folder)
         pinned = read_image(folder)
-        assert pinned is not None
+        built = read_image(self._stack.artifacts / release.artifact)
+        if pinned is None or (built is not None and pinned != built):
+            raise NotApplied(
+                f"{folder / FILE} was changed: it is not the image of artifact {release.artifact}; "
+                "nothing was started, what serves still serves. Release again"
+            )
         return pinned
 
     def _fill(self, release: Release, folder: Path) -> None:
@@ -43,13 +51,16 @@ class ContainerReleases:
                 "started"
             )
         shutil.rmtree(folder, ignore_errors=True)
+        self._write_files(release, folder)
+        write_image(folder, image)
+        write_atomically(folder / "release.json", release.model_dump_json(indent=1), 0o600)
+
+    def _write_files(self, release: Release, folder: Path) -> None:
         for target, content in release.files.items():
             path = folder / "files" / target
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             path.chmod(0o644)  # whoever the image runs as; the home is closed to others
-        write_image(folder, image)
-        write_atomically(folder / "release.json", release.model_dump_json(indent=1), 0o600)
 
     def release(self, release_id: str) -> Release | None:
         try:

@@ -113,7 +113,8 @@ class LocalProcesses:
     def _lay_out(self, release: Release) -> None:
         """Copy the files of the artifact and write the configuration, all or nothing."""
         folder = self._folder(release.id)
-        if (folder / "release.json").exists():
+        # Of one that does not run nobody knows what was done to its files since.
+        if (folder / "release.json").exists() and self._numbers(release.id):
             return
         artifact = self._stack.artifacts / release.artifact
         if not (artifact / "artifact.json").exists():

@@ -47,6 +47,16 @@ class Keys:
             os.replace(beside, self._private)
         return self.trust_own()
 
+    def check(self) -> None:
+        """Raises Unreachable when there is no key, or one whose signature does not count."""
+        key = self._signer().public_key.keyid
+        if not (self._trusted / f"{key}.pem").exists():
+            raise Unreachable(
+                f"the signing key {key} is not among the trusted in {self._trusted}: it was "
+                "removed there, or another key was mounted; nothing was built. Make one: dafnck "
+                "keygen; take one that is mounted: dafnck keygen --file FILE"
+            )
+
     def trust_own(self) -> str:
         """Have the public half of the key among the trusted. -> its id"""
         from cryptography.hazmat.primitives import serialization as form

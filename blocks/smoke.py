@@ -1,6 +1,7 @@
 """Asks a release whether it works, in ways that its team named."""
 
 import shlex
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,8 +43,15 @@ def ask(test: SmokeTest, url: str, headers: Mapping[str, str]) -> str:
     return ""
 
 
-def run(test: SmokeTest, place: Path, folder: Path, environment: Mapping[str, str]) -> str:
-    """Run the command in `folder`. -> why it failed; empty when it did not."""
+def run(
+    test: SmokeTest,
+    place: Path,
+    folder: Path,
+    environment: Mapping[str, str],
+    over: threading.Event,
+) -> str:
+    """Run the command in `folder`. -> why it failed; empty when it did not. `over`: when it is set,
+    it is ended."""
     command = test.command
     argv = shlex.split(command) if isinstance(command, str) else list(command or ())
     try:
@@ -54,6 +62,7 @@ def run(test: SmokeTest, place: Path, folder: Path, environment: Mapping[str, st
             folder=folder,
             network=True,
             add=environment,
+            over=over,
         ) as ended:
             return "" if ended.code == 0 else ended.why(test.within)
     except CannotRun as error:

@@ -123,10 +123,11 @@ def stack_home() -> Path:
 
 def stack_at(home: Path, ports: Ports) -> Stack:
     """The ledger: $DAFNCK_LEDGER_URL, or what `up` was last told, or a SQLite file in the home.
-    The object store likewise: $DAFNCK_OBJECT_STORE_URL, or the stack's own."""
+    The object store likewise: $DAFNCK_OBJECT_STORE_URL, where `own` is the stack's own."""
     ledger = _told("DAFNCK_LEDGER_URL", home / LEDGER_URL) or str(home / "ledger.db")
-    store = _told("DAFNCK_OBJECT_STORE_URL", home / STORE_URL) or None
-    return Stack(home=home, ports=ports, ledger_url=ledger, store_url=store)
+    store = _told("DAFNCK_OBJECT_STORE_URL", home / STORE_URL)
+    named = None if store in ("", "own") else store
+    return Stack(home=home, ports=ports, ledger_url=ledger, store_url=named)
 
 
 def _told(name: str, remembered: Path) -> str:

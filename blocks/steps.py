@@ -13,7 +13,8 @@ from typing import IO
 from blocks.processes import marked
 from policy.errors import DafnckError
 
-PRIVATE = ("PREFECT_", "DAFNCK_")  # our own settings, passwords among them
+# Our own settings, passwords among them, and what opens the object store.
+PRIVATE = ("PREFECT_", "DAFNCK_", "AWS_")
 
 
 class BuildFailed(DafnckError):
@@ -49,6 +50,7 @@ class Steps:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)}
         environment["PYC_INVALIDATION_MODE"] = "UNCHECKED_HASH"
         environment["NO_COLOR"] = "1"
+        environment["GIT_OPTIONAL_LOCKS"] = "0"  # a build that asks git changes no repository
         environment |= add or {}
         try:
             process = subprocess.Popen(

@@ -38,10 +38,16 @@ def _under(path: Path) -> Iterator[Path]:
     if path.is_symlink() or path.is_file():
         yield path
         return
-    for folder, folders, files in os.walk(path):
+    for folder, folders, files in os.walk(path, onerror=_raise):
         here = Path(folder)
         yield from (here / name for name in files)
         yield from (here / name for name in folders if (here / name).is_symlink())
+
+
+def _raise(error: OSError) -> None:
+    """What cannot be listed cannot be vouched for. That there is no such folder is no secret."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _line(path: Path) -> str:

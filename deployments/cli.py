@@ -195,6 +195,7 @@ def release(
         "service_file": there if git else str(file),
         "git": git,
         "commit": commit,
+        "content": file.read_text() if git else None,  # so that the run has its name from the start
         "environment": env,
         "version": version,
         "freeze_override": override,

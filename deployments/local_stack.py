@@ -16,6 +16,7 @@ from blocks.docker_host import DockerHost
 from blocks.exec_replica import started
 from blocks.files import locked, write_atomically
 from blocks.ledger import Ledger
+from blocks.ports import ObjectStore
 from blocks.prefect_api import PrefectApi
 from blocks.processes import Process, unmarked
 from blocks.signing import Keys
@@ -26,13 +27,15 @@ from deployments import seaweedfs
 from policy.errors import BadInput, DafnckError, Refused, Unreachable
 from tasks.lease import held_lease
 from tasks.put_back import make_room, no_way_back, patiently, unfinished_first
-from tasks.site import Site, local_site
+from tasks.site import Site, local_site, store_of
 
 TRAEFIK, SERVER, WORKER = "traefik", "prefect-server", "prefect-worker"
 GUARD, STORE = "dafnck-guard", "object-store"
 WORK_POOL = "dafnck-local"
 # Of notifications, and secrets of image builds: $DAFNCK_NOTIFY_…, $DAFNCK_BUILD_…
-TARGETS = ("DAFNCK_NOTIFY_", "DAFNCK_BUILD_")
+# What not every shell knows: targets of notifications, secrets of builds, and credentials of an
+# object store that is not the stack's own.
+TARGETS, CREDENTIALS = ("DAFNCK_NOTIFY_", "DAFNCK_BUILD_"), ("AWS_",)
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 
@@ -89,7 +92,7 @@ def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
             _register(stack, api)
         _run(stack, supervisor, WORKER, _worker_spec(), grace_seconds=10)
         if stack.store_url is None:
-            _wait(lambda: listens(stack.ports.object_store), STORE, stack, 60)
+            _wait(lambda: _takes(store_of(stack)), STORE, stack, 60)
     if troubles:
         raise troubles[0]
     return stack
@@ -150,6 +153,15 @@ def _let_the_guard_end(
         said(str(error))
     finally:
         ledger.close()
+
+
+def _takes(store: ObjectStore) -> bool:
+    """It listens before it has a place to write to."""
+    try:
+        store.put("ready", b"")
+    except Unreachable:
+        return False
+    return True
 
 
 def _router_listens(stack: Stack, supervisor: Supervisor) -> bool:
@@ -276,8 +288,8 @@ def _environment(stack: Stack, name: str) -> dict[str, str]:
     environment["DAFNCK_LEDGER_URL"] = stack.ledger_url  # whatever the next shell says
     if stack.store_url:
         environment["DAFNCK_OBJECT_STORE_URL"] = stack.store_url
-        # Its credentials are boto3's own.
-        environment |= {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
+        if name == WORKER:  # who alone stores things
+            environment |= _kept(os.environ, CREDENTIALS)
     if name == SERVER:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = environment["PREFECT_API_AUTH_STRING"]
         del environment["PREFECT_API_URL"]
@@ -316,7 +328,7 @@ def _run(
         if restart or _ours(content) != _ours(before):
             supervisor.remove(name, grace_seconds)
         else:
-            content["env"] = _targets(before["env"]) | content["env"]
+            content["env"] = _kept(before["env"], TARGETS + CREDENTIALS) | content["env"]
     write_atomically(spec, json.dumps(content, indent=1), 0o600)
     log = stack.logs / f"{name}.log"
     supervisor.add(name, spec, log, restarts=50, grace_seconds=grace_seconds)
@@ -326,12 +338,12 @@ def _ours(spec: dict[str, Any]) -> Any:
     """What must be the same for a program to be left alone; not what a shell happens to bring."""
     prefixes = ("PREFECT_", "DAFNCK_")
     ours = {k: v for k, v in spec["env"].items() if k.startswith(prefixes)}
-    return spec["argv"], {k: v for k, v in ours.items() if k not in _targets(ours)}
+    return spec["argv"], {k: v for k, v in ours.items() if not k.startswith(TARGETS)}
 
 
-def _targets(environment: Mapping[str, str]) -> dict[str, str]:
-    """What not every shell knows: no release ends because of it."""
-    return {k: v for k, v in environment.items() if k.startswith(TARGETS)}
+def _kept(environment: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
+    """No release ends because a shell does not know these."""
+    return {k: v for k, v in environment.items() if k.startswith(prefixes)}
 
 
 def _write_traefik(stack: Stack) -> bool:
@@ -388,7 +400,6 @@ def _have_signing_key(stack: Stack) -> None:
     keys = Keys(stack.secrets, stack.keys)
     if not keys.there():
         keys.make()
-    keys.trust_own()  # also one that a mounted secret brought anew
 
 
 def prefect_auth(stack: Stack) -> str:

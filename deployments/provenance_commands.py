@@ -58,6 +58,10 @@ def verify(
 
 def discard(
     artifact: Annotated[str, typer.Argument(help="digest of the artifact")],
+    even_serving: Annotated[
+        bool,
+        typer.Option("--even-serving", help="also when replicas run from it: they lack files then"),
+    ] = False,
 ) -> None:
     """Remove an artifact that is not what was built; the next release builds it anew."""
     from blocks.builder import Builder
@@ -66,11 +70,15 @@ def discard(
 
     stack = open_stack()
     ledger = Ledger(stack.ledger_url)
-    for service, environment, release_id, _ in ledger.stables():
-        if ledger.release(release_id).artifact == artifact:
+    led = [*ledger.unfinished(), *ledger.frozen()]
+    running = {release_id for _, _, release_id, _ in ledger.stables()}
+    running |= {one for r in led for one in (r.release_id, r.stable_id) if one}
+    for release_id in sorted(running):
+        if ledger.release(release_id).artifact == artifact and not even_serving:
             raise Refused(
-                f"{release_id} serves from this artifact; nothing was changed. Release another "
-                f"version of {service} in {environment} first"
+                f"{release_id} runs from this artifact; nothing was changed. Release another "
+                "commit first; or say --even-serving and release at once: until that is built, "
+                "its replicas lack files"
             )
     if not Builder(stack.artifacts).discard(artifact):
         raise Refused(f"there is no artifact {artifact} in {stack.artifacts}")

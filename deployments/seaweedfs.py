@@ -39,6 +39,7 @@ def argv(stack: Stack) -> list[str]:
         "master.telemetry": "false",
         "master.electionTimeout": "1s",  # there is nobody to elect but itself
         "master.volumeSizeLimitMB": 1024,
+        "volume.max": 0,  # as many as the disk holds: a bucket takes seven, of eight by default
         "filer": "true",
         "s3": "true",
         "s3.port": stack.ports.object_store,

@@ -218,8 +218,10 @@ def _attempt(run: dict[str, Any], key: str) -> int:
 def _refuse_if_superseded(api: RemotePrefect, wish: Wish, run: dict[str, Any]) -> None:
     """An old job that is run again must not say that its commit serves, when another one does, be
     it by a release or a rollback, whoever asked for it."""
-    place = re.compile(rf"{re.escape(wish.service)} (.+ →|←) {re.escape(wish.environment)}")
-    for other in api.completed_since(["release", "rollback"], f"{wish.service} ", run["created"]):
+    service, environment = re.escape(wish.service), re.escape(wish.environment)
+    place = re.compile(rf"{service} ((.+ )?→|←) {environment}(, resumed)?")
+    flows = ["release", "rollback", "resume"]
+    for other in api.completed_since(flows, f"{wish.service} ", run["created"]):
         if other["id"] != run["id"] and place.fullmatch(other["name"]):
             raise Refused(
                 f"{wish.name} was released before, and then came {other['name']}; nothing was "

@@ -3,6 +3,7 @@ is and what it was made from."""
 
 import logging
 import platform
+from dataclasses import replace
 from importlib.metadata import version as version_of_package
 from pathlib import Path
 
@@ -28,14 +29,17 @@ log = logging.getLogger("dafnck")
 def build_artifact(site: Site, rollout_id: int | None, wanted: ServiceFile, file: Path) -> str:
     """Build what the service file asks for. -> digest. Raises BuildFailed with the last lines."""
     with site.act(rollout_id, "build") as said:
+        site.attestations.ready()
         folder = source_folder(site, wanted, file)
         place = folder / wanted.build.source
+        before = revision(place)
 
         def attest(digest: str, artifact: Path, started: float) -> None:
             made = Made(
                 artifact=digest,
                 build=wanted.build.model_dump(mode="json", exclude_defaults=True),
-                revision=revision(place),
+                # Another commit meanwhile: nobody can say which of the two it was.
+                revision=before if revision(place) == before else replace(before, dirty=True),
                 started_at=started,
                 finished_at=site.clock(),
                 builder=platform.node(),
@@ -77,9 +81,8 @@ def _sbom(site: Site, wanted: ServiceFile, digest: str) -> bytes | None:
 def store_attestations(site: Site, digest: str) -> None:
     """What is said of an artifact, into the object store; what is there already stays."""
     prefix = f"artifacts/{digest}/"
-    there = site.store.sizes(prefix)
     for path in site.attestations.files(digest):
-        if there.get(prefix + path.name) != path.stat().st_size:
+        if site.store.get(prefix + path.name) != path.read_bytes():
             site.store.put(prefix + path.name, path)
 
 
@@ -87,11 +90,13 @@ def store_attestations(site: Site, digest: str) -> None:
 def store_artifact(site: Site, digest: str) -> None:
     """The artifact itself, once it serves: another machine, or this one after a loss, starts from
     there."""
-    key = f"artifacts/{digest}/artifact.tar.gz"
-    if key in site.store.sizes(key):
-        return
-    with site.builder.packed(digest) as archive:
-        site.store.put(key, archive)
+    key = site.attestations.archive_key(digest)
+    earlier = site.store.sizes(f"artifacts/{digest}/artifact-")
+    if key not in earlier:
+        with site.builder.packed(digest) as archive:
+            site.store.put(key, archive)
+    for other in earlier.keys() - {key}:  # of a build that came out different
+        site.store.delete(other)
 
 
 @task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)

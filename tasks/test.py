@@ -34,12 +34,15 @@ def run_suites(
         return None
     artifact = site.builder.folder(digest)
 
+    site.attestations.verify(digest)  # what is tested, and then said to have passed, is what ships
+
     def run(suite: Suite) -> SuiteResult:
         asked = suite.model_dump(mode="json", exclude={"rerun", "parallel", "within"})
         if not suite.rerun and (ended := site.attestations.passed_tests(digest, suite.name, asked)):
             return _result.validate_python(ended)
         result = run_suite(suite, artifact, evidence / "tests", site.builder.scratch, over)
         if result.passed:
+            site.attestations.verify(digest)
             kept = replace(result, before=evidence.name)
             site.attestations.attest_tests(digest, suite.name, asked, _result.dump_python(kept))
         return result

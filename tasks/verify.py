@@ -90,7 +90,7 @@ def _stored(site: Site, release: Release) -> Link:
                 return Link(name, None, words)
             if there != path.read_bytes():
                 return Link(name, False, f"{site.store} holds another {path.name} of it")
-        archive = f"{prefix}artifact.tar.gz"
+        archive = site.attestations.archive_key(release.artifact)
         size = site.store.sizes(archive).get(archive)
     except (Unreachable, NotAllowed) as error:
         return Link(name, None, _first(error))

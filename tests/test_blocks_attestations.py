@@ -234,3 +234,17 @@ def test_odd_names_have_a_line_each(tmp_path: Path) -> None:
         "app/two\nlines was changed"
     ]
     assert FILES == "files.txt"
+
+
+def test_what_cannot_be_listed_is_not_vouched_for(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that another user closed. Root may list all, so the refusal is played."""
+
+    def closed(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.scandir", closed)
+        with pytest.raises(PermissionError):
+            tree.listing(artifact, ("app",))

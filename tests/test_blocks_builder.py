@@ -170,3 +170,54 @@ def test_pipes_and_links_in_the_source(builder: Builder, source: Path, tmp_path:
         *("app.py", "requirements.txt", "other.txt", "link", "dangling")
     }
     assert (app / "link").is_symlink()
+
+
+def test_what_a_build_writes_beside_its_source_changes_nothing(
+    builder: Builder, source: Path
+) -> None:
+    """setuptools leaves folders where it builds."""
+    (source / "pyproject.toml").write_text(
+        '[project]\nname = "shop"\nversion = "1"\n[tool.setuptools]\npy-modules = ["app"]\n'
+    )
+    python = build(python={"project": "."})
+    digest, _ = builder.build(python, source)
+    assert {path.name for path in source.iterdir()} == {
+        "app.py",
+        "requirements.txt",
+        "other.txt",
+        "pyproject.toml",
+    }
+    assert builder.build(python, source) == (digest, True)
+    assert not (builder.folder(digest) / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("ln -s /etc/passwd {out}/link", "leads out of the artifact, app/link to /etc/passwd"),
+        ("rmdir {out} && ln -s /etc {out}", "made {out} a link"),
+    ],
+)
+def test_an_artifact_holds_all_that_it_is_made_of(
+    builder: Builder, source: Path, command: str, words: str
+) -> None:
+    with pytest.raises(BuildFailed, match=words):
+        builder.build(build(command=command), source)
+    assert builder.build(build(command="touch {out}/a && ln -s a {out}/b"), source)
+
+
+def test_editable_requirements_are_not_part_of_an_artifact(builder: Builder, source: Path) -> None:
+    (source / "pyproject.toml").write_text(
+        '[project]\nname = "shop"\nversion = "1"\n[tool.setuptools]\npy-modules = ["app"]\n'
+    )
+    (source / "requirements.txt").write_text("-e .\n")
+    with pytest.raises(BuildFailed, match="shop is installed in editable mode"):
+        builder.build(build(python={"requirements": "requirements.txt"}), source)
+
+
+def test_a_build_may_ask_git_for_its_version(builder: Builder, source: Path) -> None:
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["tag", "v1.2"]):
+        name = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+        subprocess.run(["git", "-C", str(source), *name, *words], check=True)
+    digest, _ = builder.build(build(command="git describe --tags --dirty > {out}/version"), source)
+    assert (builder.folder(digest) / "app" / "version").read_text() == "v1.2\n"

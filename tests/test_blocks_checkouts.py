@@ -203,3 +203,30 @@ def test_unused_checkouts_go(checkouts: Checkouts, repository: Path, tmp_path: P
         os.utime(file.parents[1] / "used", (time.time() - 7200,) * 2)
     checkouts.remove_unused({str(used.parent)})
     assert [used.exists(), idle.exists(), fresh.exists()] == [True, False, True]
+
+
+def test_an_empty_content_spoils_nothing(checkouts: Checkouts, repository: Path) -> None:
+    at, url = git(repository, "rev-parse", "HEAD"), f"file://{repository}"
+    with pytest.raises(BadInput, match="its content is empty"):
+        checkouts.service_file(url, at, "dafnck.yaml", "")
+    assert checkouts.service_file(url, at, "dafnck.yaml").read_text() == "version: 1\n"
+
+
+def test_a_repository_elsewhere_takes_nothing_of_this_machine(
+    checkouts: Checkouts, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its submodules may not be folders of the worker. ssh is played by a script."""
+    private = tmp_path / "private"
+    private.mkdir()
+    git(private, "init", "-q")
+    (private / "secret").write_text("geheim")
+    commit(private)
+    git(repository, "submodule", "--quiet", "add", str(private), "lib")
+    at = commit(repository)
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\nexec git-upload-pack {repository}\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("GIT_SSH_COMMAND", str(ssh))
+    with pytest.raises(Unreachable, match="not allowed"):
+        checkouts.checkout("git@host:shop.git", at)
+    assert not list((tmp_path / "checkouts").rglob("secret"))

@@ -89,7 +89,7 @@ def test_labels_say_where_it_comes_from(docker: Any, builder: Builder, source: P
     git = ["git", "-C", str(source), "-c", "user.name=t", "-c", "user.email=t@localhost"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "add", "."], check=True)
-    at = {"GIT_COMMITTER_DATE": "2024-02-03T04:05:06Z", "GIT_AUTHOR_DATE": "2020-01-01T00:00:00Z"}
+    at = {"GIT_COMMITTER_DATE": "2025-01-01T00:00:00Z", "GIT_AUTHOR_DATE": "2024-02-03T04:05:06Z"}
     subprocess.run([*git, "commit", "-qm", "x"], check=True, env={**os.environ, **at})
     remote = "https://somebody:geheim@git.example.org/shop.git"
     subprocess.run([*git, "remote", "add", "origin", remote], check=True)

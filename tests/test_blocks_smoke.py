@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
@@ -75,9 +75,14 @@ def test_a_command_that_gets_the_url(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "sys.exit(f'not {os.environ[\"URL\"]}' if os.environ['URL'] != 'http://x' else 0)\n"
     )
     test = SmokeTest(command=[sys.executable, "check.py"])
-    scratch = tmp_path / "scratch"
-    assert smoke.run(test, scratch, tmp_path, {"URL": "http://x"}) == ""
-    assert smoke.run(test, scratch, tmp_path, {"URL": "http://y"}) == "ended with 1: not http://y"
-    assert "cannot run" in smoke.run(SmokeTest(command="no-such-program"), scratch, tmp_path, {})
+    scratch, over = tmp_path / "scratch", Event()
+    assert smoke.run(test, scratch, tmp_path, {"URL": "http://x"}, over) == ""
+    assert (
+        smoke.run(test, scratch, tmp_path, {"URL": "http://y"}, over)
+        == "ended with 1: not http://y"
+    )
+    assert "cannot run" in smoke.run(
+        SmokeTest(command="no-such-program"), scratch, tmp_path, {}, over
+    )
     late = SmokeTest(command="sleep 30", within=0.3)
-    assert smoke.run(late, scratch, tmp_path, {}) == "did not end within 0.3s"
+    assert smoke.run(late, scratch, tmp_path, {}, over) == "did not end within 0.3s"

@@ -58,9 +58,9 @@ def test_a_commit_is_released_and_its_chain_is_shown(
     shown = dafnck("verify", "chain-local-1").stdout
     assert f"{at} of git+{url}, written 2026-01-02" in shown
     artifact = ledger.release("chain-local-1").artifact
+    archive = f"artifact-{ledger.release('chain-local-1').content[:16]}.tar.gz"
     assert set(store_of(stack).sizes(f"artifacts/{artifact}/")) == {
-        f"artifacts/{artifact}/{name}"
-        for name in ("artifact.tar.gz", "files.txt", "provenance.dsse.json")
+        f"artifacts/{artifact}/{name}" for name in (archive, "files.txt", "provenance.dsse.json")
     }
 
     one_byte(stack.releases / "chain-local-1" / "app" / "probe.py")
@@ -133,7 +133,7 @@ def test_an_artifact_that_serves_is_not_discarded(
 ) -> None:
     assert released(service("keeps"), 1).phase is Phase.PROMOTED
     artifact = ledger.release("keeps-local-1").artifact
-    assert "serves from this artifact" in dafnck("discard", artifact, check=1).stderr
+    assert "runs from this artifact" in dafnck("discard", artifact, check=1).stderr
     assert (stack.artifacts / artifact / "artifact.json").exists()
     assert "there is no artifact" in dafnck("discard", "nothing", check=1).stderr
 
@@ -193,3 +193,39 @@ def test_keys_are_made_and_old_signatures_stay_good(
     assert links(dafnck("verify", "keyed-local-1", "--json"))["signature"] is True
     assert os.stat(stack.secrets / "signing-key.pem").st_mode & 0o777 == 0o600
     assert PROBE.exists()
+
+
+def test_what_was_changed_while_it_did_not_run_is_not_started(
+    stack: Stack, ledger: Ledger, released: Released, dafnck: Dafnck, service: Service
+) -> None:
+    """The folder of a release is laid out anew from the artifact that was verified."""
+    file = service("stale-folder", run={"env": {"A": "1"}})
+    assert released(file, 1).phase is Phase.PROMOTED
+    assert released(service("stale-folder", run={"env": {"A": "2"}}), 2).phase is Phase.PROMOTED
+    laid_out = stack.releases / "stale-folder-local-1" / "app" / "probe.py"
+    whole = laid_out.read_bytes()
+    one_byte(laid_out)
+    dafnck("rollback", "stale-folder", "--here")
+    assert laid_out.read_bytes() == whole
+    assert who_answers(stack, "stale-folder") == "stale-folder-local-1"
+
+
+def test_nothing_is_built_without_a_key_that_counts(
+    stack: Stack, ledger: Ledger, released: Released, service: Service, tmp_path: Path
+) -> None:
+    key = stack.secrets / "signing-key.pem"
+    whole = key.read_bytes()
+    try:
+        Keys(stack.secrets, tmp_path / "elsewhere").make()
+        ended = released(service("keyless"), 1)
+    finally:
+        key.write_bytes(whole)
+    assert ended.phase is Phase.FAILED
+    assert "is not among the trusted" in ended.reason
+    assert "nothing was built" in ended.reason
+
+
+def test_only_artifacts_are_discarded(dafnck: Dafnck, stack: Stack) -> None:
+    for name in ("..", ".", "locks", "../releases"):
+        assert "there is no artifact" in dafnck("discard", name, check=1).stderr
+    assert (stack.home / "stack.json").exists()

@@ -179,10 +179,14 @@ def test_started_by_prefects_own_command_and_shown_in_its_ui(
     body = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}
     keys = {artifact["key"] for artifact in api._patiently("POST", "/artifacts/filter", body)}
     assert keys == {"named-local-steps", "named-local-summary"}
-    logs = api._patiently(
-        "POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 100}
+    body = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 200}
+    wait_for(  # Prefect sends lines a little later
+        lambda: any(
+            "100% of the requests to the new release" in line["message"]
+            for line in api._patiently("POST", "/logs/filter", body)
+        ),
+        "the story in the log",
     )
-    assert any("100% of the requests to the new release" in line["message"] for line in logs)
 
 
 def test_cancelled_in_the_ui(

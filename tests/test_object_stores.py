@@ -97,3 +97,10 @@ def test_urls() -> None:
 @pytest.mark.live
 def test_the_stores_own_key_is_private(stack: Stack) -> None:
     assert stack.store_credentials.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.live
+def test_there_is_room_for_many_buckets(stack: Stack) -> None:
+    for number in range(4):
+        url = f"s3://bucket-{number}?endpoint=http://127.0.0.1:{stack.ports.object_store}"
+        object_store(url, stack.store_credentials).put("a", b"x")
