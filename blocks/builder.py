@@ -286,7 +286,16 @@ class Builder:
         if build.python.requirements:
             install += ["--requirement", build.python.requirements]
         if build.python.project:
-            install.append(str((work / build.python.project).resolve()))
+            project = (work / build.python.project).resolve()
+            if (project / "uv.lock").exists():
+                locked_to = target / "locked.txt"
+                export = [uv, "export", "--quiet", "--frozen", "--no-dev", "--no-editable"]
+                export += ["--no-emit-project", "--project", str(project)]
+                steps.run([*export, "--output-file", str(locked_to)], work)
+                steps.run([*install, "--requirement", str(locked_to)], work)
+                locked_to.unlink()
+                install.append("--no-deps")  # all of them are there, as the lock file says
+            install.append(str(project))
         steps.run(install, work)
 
 

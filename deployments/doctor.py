@@ -8,9 +8,11 @@ from blocks.docker_engine import answers
 from blocks.docker_host import DockerHost
 from blocks.ledger import Ledger
 from blocks.prefect_api import PrefectApi
+from blocks.signing import Keys
 from blocks.stack import Stack, listens
 from blocks.supervisor import Supervisor
 from deployments.local_stack import BIN, prefect_auth
+from policy.errors import DafnckError
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ def examine(stack: Stack) -> Iterator[Finding]:
     for name, port in (("router", stack.ports.web), ("router API", stack.ports.router_api)):
         ok = listens(port)
         yield Finding(name, ok, f"127.0.0.1:{port}", "" if ok else "dafnck up")
+    if stack.store_url is None:
+        ok, port = listens(stack.ports.object_store), stack.ports.object_store
+        yield Finding("object store port", ok, f"127.0.0.1:{port}", "" if ok else "dafnck up")
+    try:
+        Keys(stack.secrets, stack.keys).check()
+        yield Finding("signing key", True, f"{stack.keys}")
+    except DafnckError as error:
+        yield Finding("signing key", False, str(error), "dafnck keygen")
     auth = stack.prefect_auth_file
     if not auth.exists():
         yield Finding("secret", False, f"{auth} is missing", "dafnck down, then dafnck up")

@@ -91,6 +91,7 @@ def up(home: Path, ports: Ports, said: Callable[[str], None]) -> Stack:
             said("deployments and worker")
             _register(stack, api)
         _run(stack, supervisor, WORKER, _worker_spec(), grace_seconds=10)
+        _wait(lambda: supervisor.programs()[WORKER].state == "RUNNING", WORKER, stack, 20)
         if stack.store_url is None:
             _wait(lambda: _takes(store_of(stack)), STORE, stack, 60)
     if troubles:

@@ -43,9 +43,15 @@ class PythonBuild(Part):
     """A Python application; its virtual environment becomes part of the artifact."""
 
     requirements: str | None = Field(
-        None, description="requirements file, installed into the artifact"
+        None,
+        description="requirements file or pylock.toml, installed into the artifact; hashes in it "
+        "are held to",
     )
-    project: str | None = Field(None, description="directory of a pyproject.toml, installed")
+    project: str | None = Field(
+        None,
+        description="directory of a pyproject.toml, installed; with a uv.lock beside it, what it "
+        "needs is what that says",
+    )
     version: str | None = Field(
         None, pattern=r"^3\.\d+$", description="Python version; default: the one that runs dafnck"
     )

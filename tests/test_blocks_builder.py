@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,20 @@ def test_a_build_may_ask_git_for_its_version(builder: Builder, source: Path) -> 
         subprocess.run(["git", "-C", str(source), *name, *words], check=True)
     digest, _ = builder.build(build(command="git describe --tags --dirty > {out}/version"), source)
     assert (builder.folder(digest) / "app" / "version").read_text() == "v1.2\n"
+
+
+def test_a_lock_file_is_honoured(builder: Builder, source: Path) -> None:
+    """What is the newest by now does not matter to who wrote down what was taken."""
+    (source / "pyproject.toml").write_text(
+        '[project]\nname = "shop"\nversion = "1"\nrequires-python = ">=3.11"\n'
+        'dependencies = ["six<1.17"]\n[tool.setuptools]\npy-modules = ["app"]\n'
+    )
+    locked = ["uv", "lock", "--quiet", "--project", str(source)]
+    subprocess.run([Path(sys.executable).with_name("uv"), *locked[1:]], check=True)
+    (source / "pyproject.toml").write_text(
+        (source / "pyproject.toml").read_text().replace("six<1.17", "six")
+    )
+    digest, _ = builder.build(build(python={"project": "."}), source)
+    found = builder.folder(digest).glob("venv/lib/python*/site-packages/*.dist-info")
+    assert {path.name for path in found} == {"shop-1.dist-info", "six-1.16.0.dist-info"}
+    assert not (builder.folder(digest) / "locked.txt").exists()
