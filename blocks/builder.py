@@ -11,15 +11,12 @@ The same inputs are built once. Nothing that runs writes here.
 """
 
 import gzip
-import hashlib
 import json
 import logging
 import os
 import platform
 import re
-import shlex
 import shutil
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,18 +25,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from zlib import crc32
 
-from blocks.checkouts import git, revision, version_of
+from blocks.application import by_command, check_whole, of_python
+from blocks.checkouts import revision, version_of
 from blocks.files import locked, locked_if_free, scratch, write_atomically
 from blocks.images import Images, read_image, write_image
-from blocks.steps import BuildFailed, Steps
-from policy.errors import BadInput, DafnckError, Refused
-from policy.image import Image
+from blocks.source import Source
+from blocks.steps import Steps
+from policy.errors import DafnckError, Refused
+from policy.image import Image, ImageBuild
 from policy.service_file import Build
 
 log = logging.getLogger("dafnck")
 
 DIGEST = re.compile(r"[0-9a-f]{32}")
-LEFT_OUT = {".git", ".hg", ".svn", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache"}
 
 
 class Builder:
@@ -56,13 +54,8 @@ class Builder:
         """-> (digest, was it there already). `folder` is the service file's place, or a checkout.
         `attest` is called with digest, artifact and when the build began, once all is built; the
         artifact is whole after it."""
-        source = (folder / build.source).resolve()
-        if not source.is_dir():
-            raise BadInput(f"build: source: there is no directory {source}; nothing was built")
-        files = list(_source_files(source))
-        _check_inside(build, source, files)
-        digest = _digest(build, source, files)
-        target = self._artifacts / digest
+        source = Source(build, folder)
+        digest, target = source.digest, self._artifacts / source.digest
         with locked(self._artifacts / "locks" / f"{digest}.lock"):
             if (target / "artifact.json").exists() and self._image_is_there(digest):
                 os.utime(target / "artifact.json")
@@ -72,19 +65,23 @@ class Builder:
             started = time.time()
             log_file = self._artifacts / f"{digest}.log"
             with log_file.open("w") as output:
-                steps = Steps(output, log_file, build.within)
-                work = target / "work"
-                self._take(build, source, files, work, digest)
-                self._fill(build, source, work, files, target, steps, folder)
+                steps, work = Steps(output, log_file, build.within), target / "work"
+                source.copy(work)
+                if build.image is not None:
+                    self._build_image(build.image, source.folder, work, target, steps, folder)
+                elif build.command is not None:
+                    by_command(build.command, work, target, steps)
+                elif build.python is not None:
+                    of_python(build.python, source, work, target, steps)
                 shutil.rmtree(work)
-            _check_whole(target)
+            check_whole(target)
             attest(digest, target, started)
             content = {
                 "digest": digest,
                 "built_at": started,
                 "seconds": round(time.time() - started, 3),
                 "build": build.model_dump(mode="json"),
-                "files": len(files),
+                "files": len(source.files),
                 "python": platform.python_version() if build.python else None,
             }
             write_atomically(target / "artifact.json", json.dumps(content, indent=1))
@@ -124,15 +121,14 @@ class Builder:
     def source_of(self, build: Build, folder: Path, digest: str) -> Iterator[Path]:
         """A copy of what this artifact was built from, for as long as the body. Raises Refused when
         the source is another by now."""
-        source = (folder / build.source).resolve()
-        files = list(_source_files(source))
+        source = Source(build, folder)
+        if source.digest != digest:
+            raise Refused(
+                f"the source {source.folder} was changed after it was built; nothing was started. "
+                "Release again"
+            )
         with scratch(self.scratch, "source") as copy:
-            _copy(source, files, copy)
-            if _digest(build, copy, files) != digest:
-                raise Refused(
-                    f"the source {source} was changed after it was built; nothing was started. "
-                    "Release again"
-                )
+            source.copy(copy)
             yield copy
 
     def discard(self, digest: str) -> bool:
@@ -222,160 +218,24 @@ class Builder:
             return False
         return True
 
-    def _take(self, build: Build, source: Path, files: list[Path], work: Path, digest: str) -> None:
-        """A copy of the source, to build from: what a build writes beside it is no part of it, and
-        what somebody changes in it meanwhile goes into nothing."""
-        _copy(source, files, work)
-        if _digest(build, work, files) != digest:
-            raise Refused(
-                f"the source {source} was changed while it was copied; nothing was started, what "
-                "served serves. Release again"
-            )
-        if (source / ".git").is_dir() and not (work / ".git").exists():
-            # Builds ask git for a version; the files are those of the copy.
-            (work / ".git").write_text(f"gitdir: {source / '.git'}\n")
-
-    def _fill(
+    def _build_image(
         self,
-        build: Build,
+        wanted: ImageBuild,
         source: Path,
         work: Path,
-        files: list[Path],
         target: Path,
-        steps: "Steps",
+        steps: Steps,
         folder: Path,
     ) -> None:
-        if build.image is not None:
-            tag = target.name[:12]
-            names = [self._image_name(), *filter(None, [build.image.push])]
-            (target / "tags").write_text("".join(f"{name}:{tag}\n" for name in names))
-            image = Images(self.scratch).build(
-                build.image,
-                work,
-                folder,
-                self._image_name(),
-                tag,
-                _labels(source, build.image.push),
-                steps,
-            )
-            write_image(target, image)
-            (target / "tags").unlink()
-            return
-        if build.command is not None:
-            command = build.command
-            out = str(target / "app")
-            if isinstance(command, str):
-                steps.run(["/bin/sh", "-c", command.replace("{out}", shlex.quote(out))], work)
-            else:
-                steps.run([word.replace("{out}", out) for word in command], work)
-            if not any((target / "app").iterdir()):
-                raise BuildFailed(
-                    "the build command left {out} empty; nothing was released, what served serves"
-                )
-            return
-        assert build.python is not None
-        from uv import find_uv_bin
-
-        _copy(work, files, target / "app")
-        uv = os.fsdecode(find_uv_bin())
-        python = build.python.version or sys.executable
-        venv = target / "venv"
-        steps.run([uv, "venv", "--relocatable", "--python", python, str(venv)], work)
-        install = [uv, "pip", "install", "--compile-bytecode", "--link-mode", "copy"]
-        install += ["--python", str(venv / "bin" / "python")]
-        if build.python.requirements:
-            install += ["--requirement", build.python.requirements]
-        if build.python.project:
-            project = (work / build.python.project).resolve()
-            if (project / "uv.lock").exists():
-                locked_to = target / "locked.txt"
-                export = [uv, "export", "--quiet", "--frozen", "--no-dev", "--no-editable"]
-                export += ["--no-emit-project", "--project", str(project)]
-                steps.run([*export, "--output-file", str(locked_to)], work)
-                steps.run([*install, "--requirement", str(locked_to)], work)
-                locked_to.unlink()
-                install.append("--no-deps")  # all of them are there, as the lock file says
-            install.append(str(project))
-        steps.run(install, work)
-
-
-def _check_whole(target: Path) -> None:
-    """An artifact holds all that it is made of: what lies elsewhere could be changed unseen."""
-    for part in ("app", "venv"):
-        if (target / part).is_symlink():
-            raise BuildFailed("the build made {out} a link; nothing was released")
-    for path in (target / "app").rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(target.resolve()):
-            raise BuildFailed(
-                f"the build left a link that leads out of the artifact, "
-                f"{path.relative_to(target)} to {os.readlink(path)}; copy what it means. Nothing "
-                "was released, what served serves"
-            )
-    for told in (target / "venv").glob("lib/python*/site-packages/*.dist-info/direct_url.json"):
-        if json.loads(told.read_text()).get("dir_info", {}).get("editable"):
-            raise BuildFailed(
-                f"{told.parent.name.partition('-')[0]} is installed in editable mode, so that it "
-                "is not part of the artifact; name it without -e. Nothing was released, what "
-                "served serves"
-            )
-
-
-def _check_inside(build: Build, source: Path, files: list[Path]) -> None:
-    """What an artifact is made from must be among what names it."""
-    if build.image is not None:
-        dockerfile = Path(os.path.normpath(Path(build.image.context, build.image.dockerfile)))
-        if dockerfile not in files:
-            raise BadInput(
-                f"build.image.dockerfile: {dockerfile} is not part of the source {source}: there "
-                "is no such file, or git ignores it; nothing was built"
-            )
-    if build.python is None:
-        return
-    wanted = build.python.requirements
-    if wanted and Path(os.path.normpath(wanted)) not in files:
-        raise BadInput(
-            f"build.python.requirements: {wanted} is not part of the source {source}: there is no "
-            "such file, it is outside, or git ignores it; nothing was built"
+        tag = target.name[:12]
+        names = [self._image_name(), *filter(None, [wanted.push])]
+        (target / "tags").write_text("".join(f"{name}:{tag}\n" for name in names))
+        labels = _labels(source, wanted.push)
+        image = Images(self.scratch).build(
+            wanted, work, folder, self._image_name(), tag, labels, steps
         )
-    project = build.python.project
-    if project and not (source / project).resolve().is_relative_to(source):
-        raise BadInput(f"build.python.project: {project} is outside of {source}; nothing was built")
-
-
-def _source_files(source: Path) -> Iterator[Path]:
-    """What git tracks or would track, in submodules too; without git everything but caches.
-    Relative, sorted."""
-    listed = git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    if listed is not None:
-        names = {Path(os.fsdecode(name)) for name in listed.split(b"\0") if name}
-        for module in [name for name in names if (source / name / ".git").exists()]:
-            names |= {module / name for name in _source_files(source / module)}
-    else:
-        names = set()
-        for folder, folders, here in os.walk(source):
-            folders[:] = set(folders) - LEFT_OUT
-            links = [name for name in folders if (Path(folder) / name).is_symlink()]
-            names |= {(Path(folder) / name).relative_to(source) for name in [*here, *links]}
-    # Files and links alone: to open a pipe or a socket is to wait for ever.
-    yield from sorted(n for n in names if (source / n).is_symlink() or (source / n).is_file())
-
-
-def _digest(build: Build, source: Path, files: list[Path]) -> str:
-    """SHA-256 over the way of building, the platform and every file's path, mode and content."""
-    total = hashlib.sha256()
-    way = build.model_dump(mode="json", exclude={"within", "source", "git"})
-    interpreter = sys.version_info[:2] if build.python else None
-    total.update(json.dumps([way, platform.machine(), interpreter], sort_keys=True).encode())
-    for name in files:
-        path = source / name
-        if path.is_symlink():
-            kind, content = b"link", os.fsencode(os.readlink(path))
-        else:
-            kind = b"exec" if os.access(path, os.X_OK) else b"file"
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
-        total.update(b"\0".join([os.fsencode(name), kind, content, b""]))
-    return total.hexdigest()[:32]
+        write_image(target, image)
+        (target / "tags").unlink()
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -384,12 +244,6 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uname = member.gname = ""
     member.mtime = 0
     return member
-
-
-def _copy(source: Path, files: list[Path], target: Path) -> None:
-    for name in files:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source / name, target / name, follow_symlinks=False)
 
 
 def _labels(source: Path, push: str | None) -> dict[str, str]:

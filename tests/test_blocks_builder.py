@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from blocks.builder import Builder, BuildFailed
+from blocks.builder import Builder
 from blocks.checkouts import version_of
+from blocks.steps import BuildFailed
 from policy.errors import BadInput
 from policy.service_file import Build
 
@@ -216,12 +217,19 @@ def test_editable_requirements_are_not_part_of_an_artifact(builder: Builder, sou
         builder.build(build(python={"requirements": "requirements.txt"}), source)
 
 
-def test_a_build_may_ask_git_for_its_version(builder: Builder, source: Path) -> None:
+def test_a_project_may_ask_git_for_its_version(builder: Builder, source: Path) -> None:
+    (source / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools", "setuptools-scm"]\n'
+        'build-backend = "setuptools.build_meta"\n[project]\nname = "shop"\n'
+        'dynamic = ["version"]\n[tool.setuptools]\npy-modules = ["app"]\n[tool.setuptools_scm]\n'
+    )
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["tag", "v1.2"]):
         name = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
         subprocess.run(["git", "-C", str(source), *name, *words], check=True)
-    digest, _ = builder.build(build(command="git describe --tags --dirty > {out}/version"), source)
-    assert (builder.folder(digest) / "app" / "version").read_text() == "v1.2\n"
+    digest, _ = builder.build(build(python={"project": "."}), source)
+    found = builder.folder(digest).glob("venv/lib/python*/site-packages/*.dist-info")
+    assert {path.name for path in found} == {"shop-1.2.dist-info"}
+    assert not (builder.folder(digest) / "app" / ".git").exists()
 
 
 def test_a_lock_file_is_honoured(builder: Builder, source: Path) -> None:

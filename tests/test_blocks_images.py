@@ -14,10 +14,11 @@ import pytest
 from conftest import free_port, wait_for
 from docker_fixtures import REGISTRY, remove_image
 
-from blocks.builder import Builder, BuildFailed
+from blocks.builder import Builder
 from blocks.docker_engine import docker_command, refusal
 from blocks.images import Images, read_image
 from blocks.stack import listens
+from blocks.steps import BuildFailed
 from policy.errors import BadInput, NotAllowed, NotApplied, Refused, Unreachable
 from policy.image import Image
 from policy.service_file import Build
