@@ -129,8 +129,8 @@ def service(tmp_path: Path) -> Callable[..., Path]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each worker begins with its share of the live tests, which wait much; what is left over at the
-    end, to be shared out, is quick. Of one file they stay in order."""
+    """Each worker begins with its share of the live tests, which wait much; what is left over at
+    the end, to be shared out, is quick. Of one file they stay in order."""
     workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
     live = [item for item in items if item.get_closest_marker("live")]
     rest = [item for item in items if not item.get_closest_marker("live")]
