@@ -5,12 +5,12 @@ from pathlib import Path
 from policy.evidence import Evidence
 from policy.release import RolloutRecord
 from policy.service_file import ServiceFile
-from tasks.aborted import until_aborted
 from tasks.gate import pass_gates, tell_step
 from tasks.publish import Publisher
 from tasks.scan import scan_artifact
 from tasks.site import Site
 from tasks.test import run_suites
+from tasks.watched import until_aborted
 
 
 def prove(

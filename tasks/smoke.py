@@ -1,8 +1,6 @@
 """Asks the new release what its team wants to know, before it has traffic and when it has all."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect import task
@@ -13,8 +11,7 @@ from policy.errors import DafnckError
 from policy.matching import rollout_rules
 from policy.release import Endpoints, Release, RolloutRecord
 from tasks.site import Site
-
-LOOK_SECONDS = 0.5
+from tasks.watched import watched
 
 
 class SmokeFailed(DafnckError):
@@ -49,39 +46,13 @@ def smoke_test(
             else:
                 environment = _environment(endpoints, url, headers)
                 place = site.builder.scratch
-                with _watched(still_good) as over:
+                with watched(still_good) as over:
                     why = smoke.run(test, place, Path(release.folder), environment, over)
             if why:
                 failed.append(f"{test}: {why}")
         said["asked"] = f"{len(release.smoke)}, {len(failed)} failed"
         if failed:
             raise SmokeFailed(f"smoke tests {stage}: {'; '.join(failed)}")
-
-
-@contextmanager
-def _watched(still_good: Callable[[], None]) -> Iterator[threading.Event]:
-    """While a command runs somebody goes on looking. The event ends it; then that is raised for
-    which it was ended."""
-    over, done, found = threading.Event(), threading.Event(), []
-
-    def look() -> None:
-        while not done.wait(LOOK_SECONDS):
-            try:
-                still_good()
-            except DafnckError as error:
-                found.append(error)
-                over.set()
-                return
-
-    thread = threading.Thread(target=look, name="smoke-watch", daemon=True)
-    thread.start()
-    try:
-        yield over
-    finally:
-        done.set()
-        thread.join()
-    if found:
-        raise found[0]
 
 
 def _environment(endpoints: Endpoints, url: str, headers: dict[str, str]) -> dict[str, str]:

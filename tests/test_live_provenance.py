@@ -3,11 +3,13 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import PROBE, Dafnck, Released
+from conftest import PROBE, Dafnck, Released, wait_for
 from test_blocks_attestations import another_statement, one_byte
 from test_blocks_checkouts import commit, git
 from test_live_release import Service, who_answers
@@ -229,3 +231,28 @@ def test_only_artifacts_are_discarded(dafnck: Dafnck, stack: Stack) -> None:
     for name in ("..", ".", "locks", "../releases"):
         assert "there is no artifact" in dafnck("discard", name, check=1).stderr
     assert (stack.home / "stack.json").exists()
+
+
+def test_an_abort_does_not_wait_for_a_smoke_test(
+    stack: Stack, ledger: Ledger, released: Released, dafnck: Dafnck, service: Service
+) -> None:
+    assert released(service("patient"), 1).phase is Phase.PROMOTED
+    slow = service("patient", smoke=[{"command": "sleep 100", "within": "2m"}])
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(released, slow, 2)
+        wait_for(
+            lambda: any(
+                act.act == "smoke"
+                for rollout in ledger.unfinished("patient")
+                for act in ledger.intents(rollout.id)
+            ),
+            "it is asked",
+            40,
+        )
+        began = time.monotonic()
+        dafnck("abort", "patient", "--reason", "enough")
+        assert time.monotonic() - began < 30
+        rollout = ended.result()
+    assert rollout.phase is Phase.FAILED
+    assert "enough" in rollout.reason
+    assert who_answers(stack, "patient") == "patient-local-1"
