@@ -10,7 +10,7 @@ demo: $(VENV)/.base
 	@$(BIN)/dafnck demo $(ARGS)
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -n 4 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -q -n 3 --dist worksteal $(ARGS)
 
 check: $(VENV)/.test
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .

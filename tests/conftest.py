@@ -126,22 +126,3 @@ def service(tmp_path: Path) -> Callable[..., Path]:
         return probe_file(tmp_path / file, name, parts)
 
     return write
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each worker begins with its share of the live tests, which wait much; what is left over at
-    the end, to be shared out, is quick. Of one file they stay in order."""
-    workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
-    live = [item for item in items if item.get_closest_marker("live")]
-    rest = [item for item in items if not item.get_closest_marker("live")]
-    if workers > 1:
-        items[:] = [
-            item
-            for worker in range(workers)
-            for each in (live, rest)
-            for item in _part(each, worker, workers)
-        ]
-
-
-def _part(items: list[pytest.Item], worker: int, workers: int) -> list[pytest.Item]:
-    return items[len(items) * worker // workers : len(items) * (worker + 1) // workers]

@@ -563,7 +563,9 @@ class TestWhatKeepsItFromAnAnswer:
     ) -> None:
         for number in range(200):
             (source / f"{number}.py").write_text("x = 1\n" * 20_000)
-        assert "it did not end within" in self.reason(program, cache, source, within=0.05)
+        reason = self.reason(program, cache, source, within=0.05)
+        # It is told the limit too, and may be the first to notice.
+        assert "it did not end within" in reason or "deadline exceeded" in reason
 
     def test_it_writes_without_end(
         self, cache: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -210,18 +210,18 @@ def test_what_passed_once_is_not_tested_again(
     tmp_path: Path,
 ) -> None:
     """Built once, tested once; scanned each time, since what is known of it grows."""
-    file = proven(service, "again", tmp_path)
+    file = proven(service, "retested", tmp_path)
     assert released(file, 1).phase is Phase.PROMOTED
     second = released(file, 2)
     assert second.phase is Phase.PROMOTED, second.reason
     outcomes = {act.act: act.outcome for act in ledger.intents(second.id)}
     assert "built before" in str(outcomes["build"])
-    assert "as in again-local-rollout-" in str(outcomes["test"])
+    assert "as in retested-local-rollout-" in str(outcomes["test"])
     assert "trivy" in str(outcomes["scan"])
-    told = dafnck("gate", "again").stdout
-    assert "the same artifact passed before: unit in again-local-rollout-" in told
+    told = dafnck("gate", "retested").stdout
+    assert "the same artifact passed before: unit in retested-local-rollout-" in told
 
-    artifact = stack.artifacts / ledger.release("again-local-2").artifact
+    artifact = stack.artifacts / ledger.release("retested-local-2").artifact
     one_byte(artifact / "attestations" / "tests-unit.dsse.json")
     third = released(file, 3)
     assert third.phase is Phase.PROMOTED
