@@ -67,7 +67,13 @@ class LocalProcesses:
                     replicas,
                 )
             )
-        troubles = [trouble for trouble in answers if trouble]
+        # First of one that ended: what another one, just started, does not answer yet, says less.
+        ended = [self._given_up(release_id, number, programs) for number in numbers]
+        troubles = [
+            trouble
+            for _, trouble in sorted(zip(ended, answers, strict=True), key=lambda pair: not pair[0])
+            if trouble
+        ]
         ports = [replica["port"] for replica in replicas]
         return Endpoints(
             release_id=release_id,
@@ -81,7 +87,7 @@ class LocalProcesses:
             connections=connections_to(ports),
             trouble=troubles[0] if troubles else "",
             health_path=health.path if health else None,
-            fatal=any(self._given_up(release_id, n, programs) for n in numbers),
+            fatal=any(ended),
             restarts=sum(max(0, self._starts(release_id, n) - 1) for n in numbers),
             last_words="" if quick else self._last_words(release_id, numbers),
             health_timeout=health.timeout if health else 2.0,

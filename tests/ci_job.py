@@ -113,7 +113,7 @@ def job(stack: Stack, tmp_path: Path) -> Iterator[Job]:
 def api(stack: Stack) -> Iterator[PrefectApi]:
     """With the flow `rehearsal` for the stack's worker, and for one that the test plays."""
     with PrefectApi(stack.prefect_api_url, prefect_auth(stack)) as api:
-        flow = api._call("POST", "/flows/", {"name": "rehearsal"})["id"]
+        flow = api._patiently("POST", "/flows/", {"name": "rehearsal"})["id"]
         folder = {"directory": str(FIXTURES)}
         served = {
             "name": "served",
@@ -124,7 +124,7 @@ def api(stack: Stack) -> Iterator[PrefectApi]:
         api.have_work_pool("empty-pool")
         played = {"name": "played", "work_pool_name": "empty-pool"}
         for deployment in (served, played):
-            api._call("POST", "/deployments/", {"flow_id": flow, **deployment})
+            api._patiently("POST", "/deployments/", {"flow_id": flow, **deployment})
         yield api
 
 

@@ -123,7 +123,7 @@ def test_curl_alone_releases(job: Job, api: PrefectApi) -> None:
     told = re.findall(r"line (\d+)", done.stdout)
     assert told == ["0000", "0001", "0002"]
     run_id = done.stdout.split("/flow-run/")[1].split()[0]
-    parameters = api._call("GET", f"/flow_runs/{run_id}")["parameters"]
+    parameters = api._patiently("GET", f"/flow_runs/{run_id}")["parameters"]
     assert parameters["content"] == file.read_text()
     assert parameters["service_file"] == "deploy/dafnck.yaml"
     assert parameters["commit"] == commit

@@ -196,9 +196,9 @@ def test_an_old_job_does_not_claim_that_its_commit_serves(
     job: Job, api: PrefectApi, play: Play, stack: Stack
 ) -> None:
     """A releases, B releases, and the job of A is run again."""
-    flow = api._call("POST", "/flows/", {"name": "release"})["id"]
+    flow = api._patiently("POST", "/flows/", {"name": "release"})["id"]
     played = {"flow_id": flow, "name": "played", "work_pool_name": "empty-pool"}
-    api._call("POST", "/deployments/", played)
+    api._patiently("POST", "/deployments/", played)
     words = ("deploy/dafnck.yaml", "--deployment", "played")
 
     def released(version: str) -> None:
@@ -220,10 +220,10 @@ def test_an_old_job_does_not_claim_that_its_commit_serves(
 
 
 def test_nor_after_a_rollback(job: Job, api: PrefectApi, play: Play) -> None:
-    flows = {name: api._call("POST", "/flows/", {"name": name})["id"] for name in NAMES}
+    flows = {name: api._patiently("POST", "/flows/", {"name": name})["id"] for name in NAMES}
     for flow in flows.values():
         played = {"flow_id": flow, "name": "played", "work_pool_name": "empty-pool"}
-        api._call("POST", "/deployments/", played)
+        api._patiently("POST", "/deployments/", played)
     words = ("deploy/dafnck.yaml", "--deployment", "played")
     job(*words, "--no-wait")
     player = play(job)
