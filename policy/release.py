@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from policy.kubernetes import Kubernetes
 from policy.pipeline import SmokeTest
 from policy.service_file import PlatformName, Rollout, Route, Run
 
@@ -32,6 +33,9 @@ class Release(BaseModel):
     files: dict[str, bytes] = {}  # configuration: path in the working directory -> content
     created_at: float  # seconds since the epoch
     migration: Literal["expand", "contract"] | None = None
+    kubernetes: Kubernetes | None = None
+    image: str = ""  # repository@sha256:…, where a cluster pulls it
+    manifests: tuple[dict[str, Any], ...] = ()  # more, applied with it, as the team wrote them
 
     @property
     def host(self) -> str:

@@ -24,6 +24,7 @@ from policy.freeze_window import FreezeText
 from policy.gates import Gates
 from policy.image import ImageBuild
 from policy.judge import Judge
+from policy.kubernetes import Kubernetes, secret_key
 from policy.notice import Notify
 from policy.part import Command, CookieValue, HeaderValue, Part, in_arguments
 from policy.pipeline import Scans, SmokeTest, Suite
@@ -31,7 +32,7 @@ from policy.quantities import Bytes, Percent, Seconds, in_words
 
 DEFAULT_ENVIRONMENT = "local"
 
-PlatformName = Literal["local", "docker"]
+PlatformName = Literal["local", "docker", "kubernetes"]
 
 # A release is called <service>-<environment>-<number>: without a dash in the environment no two
 # can get the same name, and with these lengths every platform takes it (63 characters).
@@ -82,7 +83,8 @@ class Build(Part):
     )
     python: PythonBuild | None = Field(None, description="a Python application")
     image: ImageBuild | None = Field(
-        None, description="a container image, for `platform: docker` (docker.md)"
+        None,
+        description="a container image, for `platform: docker` or `kubernetes` (docker.md)",
     )
     command: Command | None = Field(
         None, description="a command that fills the directory {out}; runs in a copy of the source"
@@ -176,8 +178,8 @@ class Run(Part):
         None,
         ge=1,
         le=65535,
-        description="with `platform: docker`: the port that the image listens on, also its PORT; "
-        "8080 when the command takes {port}",
+        description="of an image: the port that it listens on, also its PORT; 8080 when the "
+        "command takes {port}",
     )
     health: HealthCheck = Field(description="how to see that a replica is ready")
     replicas: int = Field(1, ge=1, le=100, description="how many processes")
@@ -199,8 +201,13 @@ class Run(Part):
 
     writable: list[Annotated[str, Field(pattern=r"^/[^:,]+$")]] = Field(
         default_factory=list,
-        description="with `platform: docker`: directories besides /tmp that it may write; in "
-        "memory, empty at each start",
+        description="of an image: directories besides /tmp that it may write; in memory, empty at "
+        "each start",
+    )
+    secrets: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
+        default_factory=dict,
+        description="with `platform: kubernetes`: environment variables from Secrets of the "
+        "namespace, secret://name/key; each release keeps the values that it began with",
     )
 
     @field_validator("command")
@@ -225,6 +232,16 @@ class Run(Part):
                     raise ValueError(f"{key}: holds a NUL character")
             return {key: str(value) for key, value in env.items()}
         return env
+
+    @field_validator("secrets")
+    @classmethod
+    def _named(cls, secrets: dict[str, str]) -> dict[str, str]:
+        for name, reference in secrets.items():
+            try:
+                secret_key(reference)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return secrets
 
     @field_validator("files")
     @classmethod
@@ -368,6 +385,7 @@ class Override(Part):
     scan: Mapping[str, Any] | None = None
     gates: Mapping[str, Any] | None = None
     rollout: Mapping[str, Any] | None = None
+    kubernetes: Mapping[str, Any] | None = None
     notify: Mapping[str, Any] | None = None
 
 
@@ -377,7 +395,11 @@ class ServiceFile(Part):
     version: Literal[1] = Field(description="version of this format")
     service: Name = Field(description="name of the service: lower case, digits, dashes")
     platform: PlatformName = Field(
-        "local", description="where it runs: local (processes) or docker (containers)"
+        "local",
+        description="where it runs: local (processes), docker (containers) or kubernetes (pods)",
+    )
+    kubernetes: Kubernetes | None = Field(
+        None, description="where and how on Kubernetes (kubernetes.md)"
     )
     build: Build = Field(description="how the artifact is built")
     run: Run = Field(description="how a replica runs")
@@ -424,9 +446,13 @@ class ServiceFile(Part):
 
     @model_validator(mode="after")
     def _fits_the_platform(self) -> "ServiceFile":
-        if self.platform == "docker":
+        if self.platform == "kubernetes":
+            self._fits_kubernetes()
+        elif self.run.secrets:
+            raise ValueError("run.secrets: needs platform: kubernetes")
+        if self.platform in ("docker", "kubernetes"):
             if self.build.image is None:
-                raise ValueError("build: platform docker runs images; needs image")
+                raise ValueError(f"build: platform {self.platform} runs images; needs image")
             if self.run.command is None and self.run.port is None:
                 raise ValueError("run.port: is missing: the port that the image listens on")
             if (memory := self.run.limits.memory) is not None and memory < 6 * 2**20:
@@ -437,16 +463,44 @@ class ServiceFile(Part):
                     raise ValueError(f"tests.{number}.requirements: {words}")
             return self
         if self.build.image is not None:
-            raise ValueError("build.image: needs platform: docker")
+            raise ValueError("build.image: needs platform: docker or kubernetes")
         if self.run.command is None:
             raise ValueError("run.command: is missing")
         if self.run.port is not None:
-            raise ValueError("run.port: needs platform: docker; here each replica gets a port")
+            raise ValueError(
+                "run.port: is of images (platform: docker or kubernetes); a process gets a port"
+            )
         if self.run.writable:
-            raise ValueError("run.writable: needs platform: docker")
+            raise ValueError("run.writable: is of images (platform: docker or kubernetes)")
         if self.run.health.healthcheck is not None:
             raise ValueError("run.health.healthcheck: needs platform: docker")
         return self
+
+    def _fits_kubernetes(self) -> None:
+        there = self.kubernetes
+        if there is None:
+            raise ValueError("kubernetes.namespace: is missing: where it runs")
+        if self.build.image is not None and self.build.image.push is None:
+            raise ValueError("build.image.push: is missing: where the cluster pulls the image from")
+        if self.route.port is not None:
+            raise ValueError("route.port: a Gateway has ports of its own; use host")
+        if self.run.health.healthcheck is not None:
+            raise ValueError(
+                "run.health.healthcheck: Kubernetes does not ask it; use path, command"
+            )
+        if self.run.limits.open_files is not None or self.run.limits.processes is not None:
+            raise ValueError("run.limits: Kubernetes limits memory alone, and kubernetes.cpu_limit")
+        if self.rollout.sticky:
+            raise ValueError("rollout.sticky: Gateways do not agree on it yet")
+        if there.gateway is None:
+            if self.rollout.cohort:
+                raise ValueError("rollout.cohort: a Service alone cannot; needs kubernetes.gateway")
+            if self.rollout.preview:
+                raise ValueError(
+                    "rollout.preview: a Service alone cannot; needs kubernetes.gateway"
+                )
+        if self.rollout.judge is not None and there.metrics is None:
+            raise ValueError("rollout.judge: has nothing to read; needs kubernetes.metrics")
 
     @property
     def proof_is_asked_for(self) -> bool:
@@ -509,6 +563,7 @@ def json_schema() -> dict[str, Any]:
         "scan": Scans,
         "gates": Gates,
         "rollout": Rollout,
+        "kubernetes": Kubernetes,
         "notify": Notify,
     }
     for key, part in parts.items():

@@ -26,6 +26,7 @@ from policy.gates_of_tests import (
 )
 from policy.image import ImageBuild
 from policy.judge import CustomMetric, Judge, Synthetic, read_requests
+from policy.kubernetes import Kubernetes, Metrics, Requests
 from policy.notice import Notify
 from policy.part import NamedValue, Part
 from policy.pipeline import PipAudit, Scans, SmokeTest, Suite, Tool
@@ -78,6 +79,9 @@ PARTS: dict[str, type[BaseModel]] = {
     "cookie": NamedValue,
     "preview": NamedValue,
     "freeze": FreezeWindow,
+    "kubernetes": Kubernetes,
+    "requests": Requests,
+    "kubernetes.metrics": Metrics,
     "notify": Notify,
 }
 MAX_BYTES = 1_000_000
@@ -326,7 +330,7 @@ def _keys_beside(path: Path_) -> list[str]:
         return list(ServiceFile.model_fields)
     if above[0] == "environments" and len(above) == 2:
         return list(Override.model_fields)
-    model = PARTS.get(above[-1])
+    model = PARTS.get(".".join(above[-2:])) or PARTS.get(above[-1])
     return list(model.model_fields) if model else []
 
 

@@ -303,9 +303,13 @@ WRONG_IMAGES: list[tuple[Keys, Any, str]] = [
     (("build", "command"), "x {out}", "build: needs exactly one of python, image, command"),
     (("build", "image"), DROPPED, "build: needs exactly one of python, image, command"),
     (("build",), {"command": "x {out}"}, "build: platform docker runs images; needs image"),
-    (("platform",), "local", "build.image: needs platform: docker"),
-    (("platform",), "dokcer", "platform: must be 'local' or 'docker', not 'dokcer'; did you mean"),
-    (("platform",), DROPPED, "build.image: needs platform: docker"),
+    (("platform",), "local", "build.image: needs platform: docker or kubernetes"),
+    (
+        ("platform",),
+        "dokcer",
+        "platform: must be 'local', 'docker' or 'kubernetes', not 'dokcer'; did you mean",
+    ),
+    (("platform",), DROPPED, "build.image: needs platform: docker or kubernetes"),
     (("run", "port"), 0, "run.port: "),
     (("run", "port"), 65536, "run.port: "),
     (("run", "port"), DROPPED, "run.command: must contain {port}"),
@@ -319,8 +323,8 @@ WRONG_IMAGES: list[tuple[Keys, Any, str]] = [
 ]
 WRONG_PROCESSES: list[tuple[Keys, Any, str]] = [
     (("run", "command"), DROPPED, "run.command: is missing"),
-    (("run", "port"), 8000, "run.port: needs platform: docker"),
-    (("run", "writable"), ["/x"], "run.writable: needs platform: docker"),
+    (("run", "port"), 8000, "run.port: is of images (platform: docker or kubernetes)"),
+    (("run", "writable"), ["/x"], "run.writable: is of images (platform: docker or kubernetes)"),
     (("run", "health"), {"healthcheck": "image"}, "run.health.healthcheck: needs platform: docker"),
     (("platform",), "docker", "build: platform docker runs images; needs image"),
 ]
