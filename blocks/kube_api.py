@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ log = logging.getLogger("dafnck")
 MANAGER = "dafnck"  # our field manager
 Object = dict[str, Any]
 ASK_SECONDS = 20.0  # for one answer
-PATIENCE_SECONDS = 15.0  # for one that is busy, or away for a moment
+PATIENCE_SECONDS = 5.0  # for one that is busy, or away for a moment
 PER_SECOND, AT_ONCE = 50.0, 100  # requests of this process
 PAGE = 500  # objects in one answer
 OLDEST = (1, 30)  # has the preStop action `sleep` switched on
@@ -79,6 +80,10 @@ class Conflict(NotApplied):
     """Somebody else wrote it since it was read, or holds a field that we would change."""
 
 
+class HeldByOther(Conflict):
+    """Of the two the latter: to ask again changes nothing."""
+
+
 class Rejected(NotApplied):
     """The cluster does not take the object as it is: a quota, a policy, a value. `why`: its own
     words."""
@@ -120,6 +125,20 @@ class KubeApi:
         self._pace = _Pace()
         self._kinds: dict[tuple[str, str], Kind] = {}
         self.calls = 0  # requests sent so far
+
+    @property
+    def identity(self) -> str:
+        """The same for the same cluster, by whatever address and name it is reached: its
+        certificate authority; its address where there is none."""
+        settings = self._client.configuration
+        authority = settings.ca_cert_data or b""
+        if settings.ssl_ca_cert:
+            authority = Path(settings.ssl_ca_cert).read_bytes()
+        if isinstance(authority, str):
+            authority = authority.encode()
+        if b"-----BEGIN" not in authority:
+            return str(settings.host).rstrip("/")
+        return f"ca-{sha256(b''.join(authority.split())).hexdigest()[:16]}"
 
     def get(self, kind: Kind, namespace: str, name: str, part: str = "") -> Object | None:
         """None when there is no such object."""
@@ -285,16 +304,15 @@ class KubeApi:
                     path,
                     query_params=asked,
                     header_params=dict(headers),
-                    # As text: the client takes a type other than JSON for a form.
-                    body=None if body is None else json.dumps(body),
+                    body=body,  # which the client writes as JSON, also where YAML is meant
                     auth_settings=["BearerToken"],
                 )
                 answer = self._client.call_api(*request, _request_timeout=ASK_SECONDS)
-                content = bytes(answer.read() or b"")
+                said = bytes(answer.read() or b"")
                 if not 200 <= answer.status < 300:
                     after = answer.getheader("Retry-After")
-                    raise _Answered(answer.status, _status(content), _number(after))
-                return content
+                    raise _Answered(answer.status, _status(said), _number(after))
+                return said
         raise AssertionError("tenacity returns or raises")
 
     @contextmanager
@@ -323,7 +341,9 @@ class KubeApi:
         if said.status == 403 and said.body.get("reason") == "Forbidden" and " cannot " in words:
             return NotAllowed(f"{self.name} does not let us {what}: {words}")
         if said.status == 409:
-            return Conflict(f"{self.name} did not {what}: {_held(said.body) or words}")
+            if held := _held(said.body):
+                return HeldByOther(f"{self.name} did not {what}: {held}")
+            return Conflict(f"{self.name} did not {what}: {words}")
         if said.status == 404:
             return _Unknown(f"{self.name} could not {what}: {words}", words)
         if said.status == 410:

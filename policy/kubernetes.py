@@ -145,3 +145,12 @@ class Kubernetes(Part):
         place, _, listener = self.gateway.partition("#")
         namespace, _, name = place.rpartition("/")
         return namespace or self.namespace, name, listener or None
+
+
+def door_of(there: Kubernetes | None) -> object:
+    """What two services with the same host would meet at."""
+    if there is None:
+        return "this machine's router"
+    if there.gateway is None:
+        return there  # no host at all
+    return there.context, there.credentials, there.gateway_parts()[:2]
