@@ -139,7 +139,7 @@ def _healthcheck(health: Health, port: int, has_own: bool) -> dict[str, Any]:
 
 def seen(name: str) -> Seen | None:
     """None when there is no container of that name."""
-    from docker.errors import NotFound  # type: ignore[import-untyped]
+    from blocks.docker_errors import NotFound
 
     with asking(f"look at {name}"):
         try:
@@ -177,7 +177,7 @@ def _health_trouble(health: dict[str, Any] | None) -> str:
 def logged(name: str, lines: int, after: str = "") -> Iterator[Logged]:
     """The last lines of its log, both streams in the order of their times; `after`: of those that
     are later than this time, all."""
-    from docker.errors import NotFound
+    from blocks.docker_errors import NotFound
 
     wanted: dict[str, Any] = {"tail": lines}
     if after:

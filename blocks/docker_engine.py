@@ -70,8 +70,9 @@ def answers() -> str:
 @contextmanager
 def asking(what: str) -> Iterator[None]:
     """Whatever the client raises in the body becomes an error of ours. `what`: "start shop-1.0"."""
-    from docker.errors import APIError, DockerException  # type: ignore[import-untyped]
     from requests.exceptions import RequestException
+
+    from blocks.docker_errors import APIError, DockerException
 
     try:
         yield

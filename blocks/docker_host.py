@@ -175,7 +175,7 @@ class DockerHost:
 
     def _begin(self, name: str) -> bool:
         """-> whether its port was taken meanwhile."""
-        from docker.errors import APIError  # type: ignore[import-untyped]
+        from blocks.docker_errors import APIError
 
         try:
             engine().start(name)
@@ -210,7 +210,7 @@ class DockerHost:
         return sorted(int(one["Labels"][REPLICA]) for one in found)
 
     def _stop(self, release_id: str, numbers: Sequence[int], grace_seconds: float) -> None:
-        from docker.errors import NotFound
+        from blocks.docker_errors import NotFound
 
         def stop(number: int) -> None:
             name = f"{release_id}.{number}"
@@ -229,7 +229,7 @@ class DockerHost:
         self._stop(release_id, self._numbers(release_id), grace)
 
     def _forget(self, release_id: str, number: int) -> None:
-        from docker.errors import NotFound
+        from blocks.docker_errors import NotFound
 
         with asking(f"remove {release_id}.{number}"), suppress(NotFound):
             engine().remove_container(f"{release_id}.{number}", force=True, v=True)

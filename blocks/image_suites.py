@@ -123,7 +123,7 @@ def _output(name: str, answer: Path) -> str:
 
 
 def _remove(name: str) -> None:
-    from docker.errors import NotFound  # type: ignore[import-untyped]
+    from blocks.docker_errors import NotFound
 
     with asking("remove the container of a suite"):
         try:

@@ -74,14 +74,15 @@ class Images:
                 steps.run(argv, source, docker.environment)
             image_id = iid.read_text().strip()
         with asking(f"look at {image_id}"):
-            size_bytes = int(engine().inspect_image(image_id)["Size"])
+            made = engine().inspect_image(image_id)
+        size_bytes, workdir = int(made["Size"]), made["Config"].get("WorkingDir") or "/"
         tagged = f"{name}:{tag}"
         if not wanted.push:
-            return Image(image_id, image_id, image_id, "", tagged, size_bytes)
+            return Image(image_id, image_id, image_id, "", tagged, size_bytes, workdir)
         tagged = f"{wanted.push}:{tag}"
         digest = self._push(image_id, wanted.push, tag, steps)
         reference = f"{wanted.push}@{digest}"
-        return Image(reference, image_id, digest, wanted.push, tagged, size_bytes)
+        return Image(reference, image_id, digest, wanted.push, tagged, size_bytes, workdir)
 
     def _push(self, image_id: str, repository: str, tag: str, steps: Steps) -> str:
         """-> the digest under which the registry holds it, asked there."""
@@ -106,7 +107,7 @@ class Images:
         """What the registry holds now under repository:tag or repository@digest; of a name without
         a registry, or of an id, what the engine holds. Raises NotApplied when there is no such
         image, Unreachable, NotAllowed."""
-        from docker.errors import NotFound  # type: ignore[import-untyped]
+        from blocks.docker_errors import NotFound
 
         with asking(f"ask for {name}"):
             try:
@@ -127,7 +128,7 @@ class Images:
 
     def held(self, image: Image) -> str:
         """The name by which the engine has exactly this image; empty when it has not."""
-        from docker.errors import NotFound
+        from blocks.docker_errors import NotFound
 
         with asking(f"look for {image.reference}"):
             for name in (image.reference, image.id):
@@ -163,7 +164,7 @@ class Images:
     def remove(self, image: Image, name: str) -> bool:
         """Take our names off it, and it off the engine when nobody else has one for it. -> False
         when a container uses it: it stays. What was pushed stays in the registry."""
-        from docker.errors import APIError, NotFound
+        from blocks.docker_errors import APIError, NotFound
 
         with asking(f"remove {image.reference}"):
             for each in dict.fromkeys([image.tag, name, image.id]):
@@ -181,7 +182,7 @@ class Images:
 
     def remove_tags(self, names: Iterable[str]) -> None:
         """Of an image that nothing else is known of."""
-        from docker.errors import NotFound
+        from blocks.docker_errors import NotFound
 
         for tagged in names:
             with asking(f"remove {tagged}"), suppress(NotFound):
