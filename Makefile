@@ -4,13 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check soak bench bench-switch bench-engine bench-judge bench-detect bench-services bench-real bench-pipeline lock schema docs clean
+.PHONY: demo test test-kubernetes check soak bench bench-switch bench-engine bench-judge bench-detect bench-services bench-real bench-pipeline bench-kube-switch bench-kube-services lock schema docs clean
 
 demo: $(VENV)/.base
 	@$(BIN)/dafnck demo $(ARGS)
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -n 3 --dist worksteal $(ARGS)
+
+# Against the cluster of the kubeconfig, in namespaces of their own that the tests remove.
+test-kubernetes: $(VENV)/.test
+	@DAFNCK_TEST_KUBECONFIG=$${KUBECONFIG:-$$HOME/.kube/config} \
+	  $(BIN)/python -m pytest -q -m kubernetes $(ARGS)
 
 check: $(VENV)/.test
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
@@ -22,8 +27,10 @@ check: $(VENV)/.test
 soak: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -m soak
 	@$(BIN)/python tests/soak.py $(ARGS)
+	@$(BIN)/python tests/soak.py --platform docker --every 2 --random 50 --worker 10 --json .bench/soak-docker.json
+	@$(BIN)/python tests/soak.py --platform kubernetes --every 2 --random 50 --worker 10 --json .bench/soak-kubernetes.json
 
-bench: bench-switch bench-engine bench-judge bench-detect bench-services bench-real bench-pipeline
+bench: bench-switch bench-engine bench-judge bench-detect bench-services bench-real bench-pipeline bench-kube-services
 
 bench-detect: $(VENV)/.test
 	@$(BIN)/python -m bench.detect $(ARGS)
@@ -43,12 +50,18 @@ bench-judge: $(VENV)/.test
 bench-switch: $(VENV)/.test
 	@$(BIN)/python -m bench.switch $(ARGS)
 
+bench-kube-services: $(VENV)/.test
+	@$(BIN)/python -m bench.kube_services $(ARGS)
+
+bench-kube-switch: $(VENV)/.test
+	@$(BIN)/python -m bench.kube_switch $(ARGS)
+
 bench-engine: $(VENV)/.test
 	@$(BIN)/python -m bench.engine $(ARGS)
 
 # The locks name versions and hashes, no addresses.
 lock: $(VENV)/bin/uv
-	@for extra in base test; do \
+	@for extra in base postgres test; do \
 	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	    --no-annotate --no-header $$([ $$extra = base ] || echo "--extra $$extra") $(ARGS) \
 	    pyproject.toml -o requirements/$$extra.txt || exit 1; done

@@ -3,7 +3,9 @@
     python -m bench.load URL HOST --rate N|max [--seconds S]
 
 Ends after S seconds or at end of standard input. Kinds: keep-alive connections, a new connection
-for each request, answers that take 2 seconds, WebSockets that talk for 4 seconds.
+for each request, answers that take 2 seconds, WebSockets that talk for 4 seconds. A line a second
+says how many there were so far; the last line is all figures. Of what failed it says when it was
+sent, when it failed (seconds since the epoch) and why.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import aiohttp
 
 SOCKET_SECONDS = 4.0
 KEEP_ALIVE, NEW, SLOW, SOCKETS = 8, 4, 10, 10  # clients of each kind
+TOLD = 200  # failures that are told one by one
 
 
 class Load:
@@ -25,6 +28,7 @@ class Load:
         self._url, self._headers, self._rate = url, {"Host": host}, rate
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
+        self.failures: list[dict[str, Any]] = []
         self.cut = 0
         self._over = asyncio.Event()
         self._began = time.monotonic()
@@ -42,9 +46,19 @@ class Load:
             clients += [self._asking("new connection", new, "/", True) for _ in range(NEW)]
             clients += [self._asking("slow", keep, "/slow", False) for _ in range(SLOW)]
             clients += [self._talking(keep) for _ in range(SOCKETS)]
-            end = asyncio.create_task(self._end(seconds))
+            beside = [asyncio.create_task(self._end(seconds)), asyncio.create_task(self._count())]
             await asyncio.gather(*clients)
-            end.cancel()
+            for task in beside:
+                task.cancel()
+
+    async def _count(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            print(json.dumps({"requests": self.requests}), flush=True)
+
+    @property
+    def requests(self) -> int:
+        return sum(self.done.values()) + sum(self.failed.values()) + self.cut
 
     async def _end(self, seconds: float | None) -> None:
         if seconds is not None:
@@ -67,18 +81,30 @@ class Load:
         while not self._over.is_set():
             if paced:
                 await self._turn()
+            sent_at = time.time()
             try:
                 async with session.get(self._url + path, headers=self._headers) as answer:
                     await answer.read()
                     if answer.status == 200:
                         self.done[kind] += 1
                     else:
-                        self.failed[f"{kind}: status {answer.status}"] += 1
+                        by = answer.headers.get("x-release", "the router")
+                        self._fail(kind, sent_at, f"status {answer.status}", by)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                self.failed[f"{kind}: {type(error).__name__}: {error}"[:120]] += 1
+                self._fail(kind, sent_at, f"{type(error).__name__}: {error}"[:120])
+
+    def _fail(self, kind: str, sent_at: float, why: str, by: str = "") -> None:
+        self.failed[f"{kind}: {why}"] += 1
+        self._tell(kind, sent_at, f"{why} by {by}" if by else why)
+
+    def _tell(self, kind: str, sent_at: float, why: str) -> None:
+        if len(self.failures) < TOLD:
+            now = time.time()
+            self.failures.append({"kind": kind, "sent": sent_at, "failed": now, "why": why})
 
     async def _talking(self, session: aiohttp.ClientSession) -> None:
         while not self._over.is_set():
+            sent_at = time.time()
             try:
                 async with session.ws_connect(self._url + "/ws", headers=self._headers) as socket:
                     until = time.monotonic() + SOCKET_SECONDS
@@ -87,24 +113,25 @@ class Load:
                         message = await socket.receive(timeout=10)
                         if message.type is not aiohttp.WSMsgType.TEXT:
                             self.cut += 1
+                            self._tell("websocket", sent_at, "cut")
                             break
                         await asyncio.sleep(0.2)
                     else:
                         self.done["websocket"] += 1
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                self.failed[f"websocket: {type(error).__name__}: {error}"[:120]] += 1
+                self._fail("websocket", sent_at, f"{type(error).__name__}: {error}"[:120])
 
 
 def figures(load: Load) -> dict[str, Any]:
-    requests = sum(load.done.values()) + sum(load.failed.values()) + load.cut
     seconds = time.monotonic() - load._began
     return {
-        "requests": requests,
-        "per_second": round(requests / seconds),
+        "requests": load.requests,
+        "per_second": round(load.requests / seconds),
         "failed": sum(load.failed.values()),
         "websockets_cut": load.cut,
         "good_by_kind": dict(load.done),
         "failed_by_kind": dict(load.failed),
+        "failures": load.failures,
     }
 
 

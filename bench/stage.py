@@ -34,6 +34,11 @@ def probe_file(file: Path, name: str, parts: dict[str, Any]) -> Path:
             "replicas": 2,
         },
     }
+    return write_service(file, document, parts)
+
+
+def write_service(file: Path, document: dict[str, Any], parts: dict[str, Any]) -> Path:
+    """With these parts laid over. -> its path."""
     for part, content in parts.items():
         known = document.get(part, {})
         document[part] = {**known, **content} if isinstance(content, dict) else content
@@ -42,19 +47,23 @@ def probe_file(file: Path, name: str, parts: dict[str, Any]) -> Path:
     return file
 
 
+Write = Callable[[Path, str, dict[str, Any]], Path]  # file, name, parts laid over
+
+
 class Stage:
-    def __init__(self, stack: Stack, folder: Path) -> None:
-        self.stack, self._folder = stack, folder
+    def __init__(self, stack: Stack, folder: Path, write: Write = probe_file) -> None:
+        self.stack, self.folder, self._write = stack, folder, write
         self.ledger = Ledger(stack.ledger_url)
+        self.url = f"http://127.0.0.1:{stack.ports.web}"  # where requests come in
 
     def service(self, name: str, parts: dict[str, dict[str, Any]]) -> Path:
-        return probe_file(self._folder / f"{name}.yaml", name, parts)
+        return self._write(self.folder / f"{name}.yaml", name, parts)
 
-    def release(self, file: Path) -> RolloutRecord:
+    def release(self, file: Path, version: str = "bench") -> RolloutRecord:
         """In this process. -> how it ended."""
         from flows.release import release
 
-        release(str(file), version="bench", return_state=True)
+        release(str(file), version=version, return_state=True)
         return self.ledger.history(limit=1)[0]
 
     def router(self, service: str) -> TrafficRouter:
@@ -89,7 +98,7 @@ def brought_down_if_we_die(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def stage(folder: Path) -> Iterator[Stage]:
+def stage(folder: Path, write: Write = probe_file) -> Iterator[Stage]:
     (folder / "source").mkdir()
     (folder / "source" / "probe.py").write_bytes(PROBE.read_bytes())
     home = folder / "home"
@@ -110,6 +119,6 @@ def stage(folder: Path) -> Iterator[Stage]:
 
         refresh_global_settings_context()  # it may have been imported before there was a server
         try:
-            yield Stage(stack, folder / "source")
+            yield Stage(stack, folder / "source", write)
         finally:
             local_stack.down(stack, lambda part: None)

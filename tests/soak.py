@@ -1,6 +1,7 @@
 """Kills everything, everywhere, under load, and says how long it took until all was whole again.
 
-    python tests/soak.py [--seed 1] [--random 200] [--lanes 3] [--json FILE] [--only KIND]
+    python tests/soak.py [--platform local] [--seed 1] [--random 200] [--lanes 3] [--json FILE]
+        [--only KIND]
 
 A clean run of each kind is counted first; then a process of its own is killed at every boundary
 that was counted (see killed_process.py), and at random moments. After each kill one version must
@@ -26,24 +27,35 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import psutil
+from docker_fixtures import image_source, own_name, remove_containers
+from kube_fixtures import Gateway, Kube, gateway, running
+from kube_stage import KubeStage, on_gateway
 
-from bench.stage import PROBE, probe_file, stage
+from bench.stage import PROBE, probe_file, stage, write_service
+from blocks.builder import Builder
+from blocks.container import RELEASE
+from blocks.docker_engine import engine
 from blocks.files import HALF, locked_if_free
+from blocks.image_suites import OWNER
+from blocks.kube_api import CONFIG_MAPS, PODS, SERVICES
 from blocks.ledger import Ledger
 from blocks.load import SteadyLoad
-from blocks.platforms import local_platform
+from blocks.platforms import kube_platform, local_platform
 from blocks.prefect_api import stack_api
-from blocks.processes import CHILD_OF, Process, is_orphan
+from blocks.processes import CHILD_OF, Process, is_orphan, lives
 from blocks.stack import Stack
 from blocks.supervisor import Supervisor
 from deployments import local_stack
 from policy.errors import DafnckError
+from policy.kube_names import RELEASE as RELEASE_LABEL
+from policy.kube_names import SERVICE
 from policy.release import Phase
 
 WHOLE_SECONDS = 20.0
@@ -70,30 +82,76 @@ class Result:
     trouble: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Where:
+    """What the services run on; `cluster` with its gateway for platform kubernetes."""
+
+    platform: str = "local"
+    cluster: tuple[Kube, Gateway] | None = None
+
+
+LOCAL = Where()
+
+
+@contextmanager
+def where(platform: str, folder: Path) -> Iterator[Where]:
+    """A cluster is one of the tests' own, a real Traefik in front; named to all by KUBECONFIG."""
+    if platform != "kubernetes":
+        yield Where(platform)
+        return
+    folder.mkdir()
+    with running(folder) as kube, gateway(kube) as traefik:
+        os.environ["KUBECONFIG"] = str(kube.kubeconfig)
+        try:
+            yield Where(platform, (kube, traefik))
+        finally:
+            del os.environ["KUBECONFIG"]
+
+
 class Lane:
     """One service that is released and killed again and again, under load."""
 
-    def __init__(self, stack: Stack, folder: Path, name: str, replicas: int) -> None:
-        self.stack, self.name = stack, name
+    def __init__(
+        self, stack: Stack, folder: Path, name: str, replicas: int, place: Where = LOCAL
+    ) -> None:
+        self.stack, self.name, self._in_containers = stack, name, place.platform == "docker"
+        self._there = on_gateway(*place.cluster, folder, name) if place.cluster else None
         self._folder, self._replicas = folder, replicas
         self._version = 0
         self._ledger = Ledger(stack.ledger_url)
         self._supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
+        self._url = f"http://127.0.0.1:{stack.ports.web}/"
         self._platform = local_platform(stack, name, "local")
+        if self._there:
+            self._url = str(self._there.door)
+            there = self._there.target()
+            self._platform = kube_platform(self._there.api, there, name, "local", folder)
         self._spawn = multiprocessing.get_context("forkserver")
         self._spawn.set_forkserver_preload(PRELOADED)
         self._orders = stack.home / "kill"
         self._orders.mkdir(exist_ok=True)
-        (folder / "probe.py").write_bytes(PROBE.read_bytes())
+        if self._in_containers:
+            (folder / "image").mkdir()
+            image_source(folder / "image")
+        elif self._there is None:
+            (folder / "probe.py").write_bytes(PROBE.read_bytes())
 
     @contextmanager
     def under_load(self) -> Iterator[SteadyLoad]:
         """There is a first release, and it has traffic."""
+        try:
+            with self._under_load() as load:
+                yield load
+        finally:
+            if self._in_containers:
+                remove_containers(engine(), self.name)
+
+    @contextmanager
+    def _under_load(self) -> Iterator[SteadyLoad]:
         if self._ledger.stable(self.name, "local") is None:
             self._good_release()
             self._good_release()  # one to roll back to
-        url = f"http://127.0.0.1:{self.stack.ports.web}/"
-        with SteadyLoad(url, f"{self.name}.local.localhost", per_second=25) as load:
+        with SteadyLoad(self._url, f"{self.name}.local.localhost", per_second=25) as load:
             yield load
 
     # -- one kill ------------------------------------------------------------------------------
@@ -106,7 +164,7 @@ class Lane:
             passed = self._orders / f"{self.name}.passed"
         else:
             process, passed = self._begin(kind, 0)
-            process.join(180)
+            _join(process, 180)
         return len(passed.read_text().splitlines())
 
     def run(self, kill: Kill, load: SteadyLoad) -> Result:
@@ -135,10 +193,10 @@ class Lane:
         else:
             process, passed = self._begin(kill.kind, kill.at)
             if kill.at:
-                process.join(180)
+                _join(process, 180)
             else:
-                self._until(lambda: passed.exists() or not process.is_alive(), 60)
-                process.join(kill.after)
+                self._until(lambda: passed.exists() or not _lives(process), 60)
+                _join(process, kill.after)
                 _sigkill(process)
             lines = passed.read_text().splitlines() if passed.exists() else []
             result.boundary = lines[-1] if lines else "before the first"
@@ -154,7 +212,7 @@ class Lane:
         if kill.at:
             order.write_text(str(kill.at))
         process, _ = self._begin("release", "promote" if "forward" in kill.kind else "shift")
-        process.join(150)
+        _join(process, 150)
         assert process.exitcode == -signal.SIGKILL, f"the release was not killed: {process}"
         if kill.at == COUNTING:
             self._until(self._all_told, 90)
@@ -204,15 +262,14 @@ class Lane:
             target=killed_process.flow,
             args=(flow, parameters, at, str(passed), kind == "rolled back"),
         )
-        process.start()
+        _start(process)
         return process, passed
 
     def _file(self, kind: str) -> Path:
         """A service file; each has an artifact of its own, whose build takes a moment."""
         self._version += 1
         canary = {"strategy": "canary", "steps": ["20%", "100%"], "bake": "500ms", "keep": 2}
-        parts = {
-            "build": {"command": f"sleep 0.4; cp probe.py {{out}} # {self._version}"},
+        parts: dict[str, Any] = {
             "run": {
                 "replicas": self._replicas,
                 "drain": "5s",
@@ -223,7 +280,19 @@ class Lane:
             "tests": [{"name": "unit", "command": UNIT}],
             "rollout": canary if kind == "release" else {"strategy": "blue-green", "keep": 2},
         }
-        return probe_file(self._folder / f"{self.name}-{kind}.yaml", self.name, parts)
+        file = self._folder / f"{self.name}-{kind}.yaml"
+        if self._there:
+            del parts["tests"]  # which would run in an image that is named alone
+            parts["run"]["env"] = {"VERSION": str(self._version)}
+            return self._there.file(f"{kind}.yaml", **parts)
+        if self._in_containers:
+            image = {"target": "app", "args": {"WORDS": str(self._version)}}
+            parts["run"]["port"] = 8000
+            built = {"source": "image", "image": image}
+            document = {"version": 1, "service": self.name, "platform": "docker", "build": built}
+            return write_service(file, document, parts)
+        parts["build"] = {"command": f"sleep 0.4; cp probe.py {{out}} # {self._version}"}
+        return probe_file(file, self.name, parts)
 
     def _good_release(self) -> None:
         import killed_process
@@ -238,8 +307,8 @@ class Lane:
         process = self._spawn.Process(
             target=killed_process.flow, args=("release", parameters, 0, passed, False)
         )
-        process.start()
-        process.join(180)
+        _start(process)
+        _join(process, 180)
         assert process.exitcode == 0, f"{process}: {Path(f'{passed}.log').read_text()[-1500:]}"
         last = self._ledger.history(self.name, limit=1)[0]
         assert last.version == parameters["version"], (
@@ -278,12 +347,17 @@ class Lane:
         seen = self._platform.workloads.endpoints(stable)
         if not seen.wanted == len(seen.ready) == self._replicas:
             yield f"{stable} is not healthy: {seen}"
+        if self._there:
+            yield from _in_cluster(self._there, stable)
         allowed = {f"{stable}.{number}" for number in range(self._replicas)}
         there = {n for n in self._supervisor.programs() if n.startswith(f"{mine}-")}
         confs = (self.stack.supervisor / "conf.d").glob(f"{mine}-*.conf")
         if extra := (there | {path.stem for path in confs}) - allowed:
             yield f"programs are left: {extra}"
         yield from _processes(mine, stable)
+        if self._in_containers:
+            kept = set(ledger.releases(self.name, "local"))
+            yield from _containers(self.name, allowed, kept)
         yield from _rubbish(self.stack)
         answers = Counter(self._ask() for _ in range(10))
         if set(answers) != {stable}:
@@ -302,10 +376,8 @@ class Lane:
         import urllib.error
         import urllib.request
 
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.stack.ports.web}/",
-            headers={"Host": f"{self.name}.local.localhost"},
-        )
+        headers = {"Host": f"{self.name}.local.localhost"}
+        request = urllib.request.Request(self._url, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return str(answer.read().decode())
@@ -340,6 +412,40 @@ def _processes(mine: str, stable: str) -> Iterator[str]:
             yield f"a child of a dead process is left: {process} {process.cmdline()}"
 
 
+def _in_cluster(there: KubeStage, stable: str) -> Iterator[str]:
+    """No pod of another release, nothing of a release that was removed, and callers inside the
+    cluster reach the one that serves."""
+    kept = there.left()
+    for pod in there.api.list(PODS, there.namespace, {SERVICE: there.name}):
+        if (release := pod["metadata"]["labels"][RELEASE_LABEL]) != stable:
+            yield f"a pod is left: {pod['metadata']['name']} of {release}"
+    for kind in (CONFIG_MAPS, SERVICES):
+        for one in there.api.list(kind, there.namespace, {SERVICE: there.name}):
+            release = one["metadata"]["labels"].get(RELEASE_LABEL)
+            if release and release not in kept:
+                yield f"{kind.plural} of a release that was removed are left: {release}"
+    shared = there.api.get(SERVICES, there.namespace, f"{there.name}-local")
+    selector = ((shared or {}).get("spec") or {}).get("selector")
+    if selector != {RELEASE_LABEL: stable}:
+        yield f"callers inside the cluster reach {selector}, not {stable}"
+
+
+def _containers(service: str, allowed: set[str], kept: set[str]) -> Iterator[str]:
+    """None runs that should not, and none is of a release that was removed."""
+    for one in engine().containers(all=True, filters={"label": f"dafnck.service={service}"}):
+        name = one["Names"][0].lstrip("/")
+        if one["State"] not in ("exited", "created") and name not in allowed:
+            yield f"a container is left: {name} {one['State']}"
+        if one["Labels"][RELEASE] not in kept:
+            yield f"a container of a release that was removed is left: {name}"
+
+
+def suites_left() -> list[str]:
+    """Containers of suites whose process died: the next suite removes them."""
+    found = engine().containers(all=True, filters={"label": OWNER})
+    return [one["Id"] for one in found if not lives(one["Labels"][OWNER])]
+
+
 def _rubbish(stack: Stack) -> Iterator[str]:
     written = (stack.dynamic, stack.supervisor, stack.releases, stack.artifacts, stack.reports)
     for folder in (*written, stack.evidence, stack.scratch, stack.scan_cache):
@@ -354,9 +460,30 @@ def _rubbish(stack: Stack) -> Iterator[str]:
                     yield f"half-built: {folder}"
 
 
+# Whoever starts a process has multiprocessing read the status of all that ended; who joins one at
+# the same moment would find none.
+_status = threading.Lock()
+
+
+def _start(process: Any) -> None:
+    with _status:
+        process.start()
+
+
+def _join(process: Any, seconds: float) -> None:
+    wait([process.sentinel], seconds)
+    with _status:
+        process.join(0)
+
+
+def _lives(process: Any) -> bool:
+    with _status:
+        return bool(process.is_alive())
+
+
 def _sigkill(process: Any) -> None:
     process.kill()
-    process.join(10)
+    _join(process, 10)
 
 
 def _sigkill_pid(pid: int) -> None:
@@ -401,6 +528,7 @@ def drive_the_guard(stack: Stack) -> None:
     spec = stack.supervisor / f"{local_stack.GUARD}.json"
     content = json.loads(spec.read_text())
     content["argv"] = [sys.executable, str(Path(__file__).with_name("killed_process.py"))]
+    content["env"] |= {k: v for k, v in os.environ.items() if k == "KUBECONFIG"}
     supervisor.remove(local_stack.GUARD, 2)
     spec.write_text(json.dumps(content))
     log = stack.logs / f"{local_stack.GUARD}.log"
@@ -414,6 +542,7 @@ def run_all(
     lanes: int,
     said: Callable[[str], None],
     over: threading.Event,
+    on: Where = LOCAL,
 ) -> list[Result]:
     """Each lane takes the next kill until `over` is set; what kills the worker has one lane for
     itself."""
@@ -428,7 +557,8 @@ def run_all(
     def lane(number: int, alone: bool) -> None:
         place = folder / f"lane{number}"
         place.mkdir()
-        with (runner := Lane(stack, place, f"s{number}", 1 + number % 2)).under_load() as load:
+        runner = Lane(stack, place, name_of(f"s{number}", on.platform), 1 + number % 2, on)
+        with runner.under_load() as load:
             while not over.is_set():
                 try:
                     kill = waiting[alone].get_nowait()
@@ -464,13 +594,18 @@ def run_all(
     return results
 
 
-def count_all(stack: Stack, folder: Path) -> dict[str, int]:
+def name_of(lane: str, platform: str) -> str:
+    """Names of containers are the engine's, and two runs may meet there."""
+    return own_name(lane) if platform == "docker" else lane
+
+
+def count_all(stack: Stack, folder: Path, on: Where) -> dict[str, int]:
     """Boundaries of each kind, by a clean run."""
     folder.mkdir()
 
     def count(number: int, kind: str) -> int:
         (place := folder / f"{number}").mkdir()
-        runner = Lane(stack, place, f"count{number}", 1)
+        runner = Lane(stack, place, name_of(f"count{number}", on.platform), 1, on)
         with runner.under_load():
             return runner.count(kind)
 
@@ -495,6 +630,7 @@ def summary(counts: dict[str, int], wanted: int, results: list[Result]) -> dict[
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--platform", choices=["local", "docker", "kubernetes"], default="local")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--random", type=int, default=200, help="kills at random moments")
     parser.add_argument("--worker", type=int, default=30, help="of these, of the worker")
@@ -513,14 +649,18 @@ def main() -> int:
     def said(words: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {words}", flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="dafnck-soak-") as name, stage(Path(name)) as here:
+    with (
+        tempfile.TemporaryDirectory(prefix="dafnck-soak-") as name,
+        where(given.platform, Path(name) / "cluster") as on,
+        stage(Path(name)) as here,
+    ):
         folder = Path(name) / "lanes"
         folder.mkdir()
         drive_the_guard(here.stack)
         counts = (
             json.loads(given.counted.read_text())["boundaries"]
             if given.counted
-            else count_all(here.stack, folder / "count")
+            else count_all(here.stack, folder / "count", on)
         )
         said(f"boundaries: {counts}, {sum(counts.values())} in all")
         kills = [k for k in boundaries(counts) if k.at % given.every == 0]
@@ -530,15 +670,18 @@ def main() -> int:
         timer = threading.Timer(given.minutes * 60 - (time.monotonic() - began), over.set)
         timer.daemon = True
         timer.start()
-        results = run_all(here.stack, folder, kills, given.lanes, said, over)
+        results = run_all(here.stack, folder, kills, given.lanes, said, over, on)
+        Builder(here.stack.artifacts).remove_unused(set(), idle_seconds=0)  # images outlive it
     told = summary(counts, len(kills), results) | {
+        "platform": given.platform,
+        "suites_left": suites_left() if given.platform == "docker" else [],
         "seed": given.seed,
         "took_seconds": time.monotonic() - began,
     }
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps(told, indent=1) + "\n")
     said(json.dumps({k: v for k, v in told.items() if k != "troubles"}))
-    return 1 if told["exceptions"] or len(results) < len(kills) else 0
+    return 1 if told["exceptions"] or told["suites_left"] or len(results) < len(kills) else 0
 
 
 if __name__ == "__main__":

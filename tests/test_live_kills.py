@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Dafnck, Released, wait_for
+from docker_fixtures import own_name
 from test_live_release import (
     CANARY,
     Service,
@@ -195,33 +196,34 @@ def sees_traffic(stack: Stack, name: str, release_id: str) -> None:
     wait_for(lambda: release_id in {who_answers(stack, name) for _ in range(10)}, "the canary", 60)
 
 
+@pytest.mark.parametrize("kept_by", ["service", "image_service"])
 def test_the_guard_ends_what_a_killed_process_leaves(
+    kept_by: str,
     stack: Stack,
     ledger: Ledger,
     released: Released,
     dafnck: Dafnck,
-    service: Service,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Release in a process of its own, SIGKILL: no hook runs. Within seconds, without waiting for
     the lease, stable serves, the report is written and Prefect shows the run as crashed."""
-    released(service("next"), "1")
-    with under_load(stack, "next") as load:
-        process = begin_here(service("next", rollout=LONG | {"bake": "60s"}), "2")
-        sees_traffic(stack, "next", "next-local-2")
+    service, name = request.getfixturevalue(kept_by), own_name("next")
+    released(service(name), "1")
+    with under_load(stack, name) as load:
+        process = begin_here(service(name, rollout=LONG | {"bake": "60s"}), "2")
+        sees_traffic(stack, name, f"{name}-local-2")
         process.kill()
         killed_at = time.monotonic()
-        wait_for(lambda: not ledger.unfinished("next"), "the guard ends it", 15)
+        wait_for(lambda: not ledger.unfinished(name), "the guard ends it", 15)
         took = time.monotonic() - killed_at
         process.wait()
     no_request_failed(load)
     assert took < 10
-    alone(stack, dafnck, "next", "next-local-1")
-    rollout = wait_for(
-        lambda: (last := ledger.history("next")[0]).closed_at and last, "reported", 60
-    )
+    alone(stack, dafnck, name, f"{name}-local-1")
+    rollout = wait_for(lambda: (last := ledger.history(name)[0]).closed_at and last, "reported", 60)
     assert rollout.phase is Phase.ROLLED_BACK
     assert f"its process died (pid {process.pid} on " in rollout.reason
-    page = (stack.reports / f"next-local-rollout-{rollout.id}.html").read_text()
+    page = (stack.reports / f"{name}-local-rollout-{rollout.id}.html").read_text()
     assert "its process died" in page
     with stack_api(stack) as api:
         state = api.state(str(rollout.flow_run_id))
