@@ -11,6 +11,7 @@ The same inputs are built once. Nothing that runs writes here.
 """
 
 import gzip
+import io
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from zlib import crc32
+from zlib import error as ZlibError
 
 from blocks.application import by_command, check_whole, of_python
 from blocks.checkouts import revision, version_of
@@ -32,7 +34,7 @@ from blocks.images import Images, read_image, write_image
 from blocks.source import Source
 from blocks.steps import Steps
 from policy.errors import DafnckError, Refused
-from policy.image import Image, ImageBuild
+from policy.image import Image, ImageBuild, named
 from policy.service_file import Build
 
 log = logging.getLogger("dafnck")
@@ -66,6 +68,7 @@ class Builder:
             log_file = self._artifacts / f"{digest}.log"
             with log_file.open("w") as output:
                 steps, work = Steps(output, log_file, build.within), target / "work"
+                work.mkdir()  # also of a source without files
                 source.copy(work)
                 if build.image is not None:
                     self._build_image(build.image, source.folder, work, target, steps, folder)
@@ -117,6 +120,23 @@ class Builder:
                     tar.add(path, name, recursive=False, filter=_anonymous)
             yield archive
 
+    def unpack(self, digest: str, archive: bytes) -> None:
+        """Have an artifact that was built and packed elsewhere. What it is worth is told by its
+        signature. Raises Refused for what is no such archive."""
+        with scratch(self.scratch, "unpacked") as here:
+            try:
+                with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+                    _write_out(tar, here / digest)
+            except (tarfile.TarError, OSError, EOFError, ZlibError) as error:
+                raise Refused(
+                    f"the stored artifact {digest} cannot be unpacked ({error}); nothing was "
+                    "started, what served serves. Release again and it is built anew"
+                ) from None
+            if self.size_bytes(digest) is None:  # what lies there is rubbish, or nothing does
+                shutil.rmtree(self.folder(digest), ignore_errors=True)
+                self._artifacts.mkdir(parents=True, exist_ok=True)
+                (here / digest).rename(self.folder(digest))
+
     @contextmanager
     def source_of(self, build: Build, folder: Path, digest: str) -> Iterator[Path]:
         """A copy of what this artifact was built from, for as long as the body. Raises Refused when
@@ -153,6 +173,7 @@ class Builder:
             yield None
             return
         with scratch(self.scratch, "archive") as here:
+            Images(self.scratch).have(image)
             Images(self.scratch).save(image, here / "image.tar")
             yield here / "image.tar"
 
@@ -190,7 +211,7 @@ class Builder:
     def _image_is_there(self, digest: str) -> bool:
         """An image may have gone from the engine: it is pulled by its digest, or built again."""
         image = self.image_of(digest)
-        return image is None or Images(self.scratch).have(image)
+        return image is None or not image.built or Images(self.scratch).have(image)
 
     def _image_name(self) -> str:
         """Of this home's images: what another one of this machine removes is not ours."""
@@ -199,7 +220,7 @@ class Builder:
     def _remove_image(self, digest: str) -> bool:
         """-> False when that is for another time: it is in use, or the engine does not answer."""
         image = self.image_of(digest)
-        if image is None:
+        if image is None or not image.built:
             return True
         name = f"{self._image_name()}:{digest[:12]}"
         try:
@@ -227,6 +248,9 @@ class Builder:
         steps: Steps,
         folder: Path,
     ) -> None:
+        if wanted.reference is not None:
+            write_image(target, named(wanted.reference))
+            return
         tag = target.name[:12]
         names = [self._image_name(), *filter(None, [wanted.push])]
         (target / "tags").write_text("".join(f"{name}:{tag}\n" for name in names))
@@ -236,6 +260,22 @@ class Builder:
         )
         write_image(target, image)
         (target / "tags").unlink()
+
+
+def _write_out(tar: tarfile.TarFile, folder: Path) -> None:
+    """Folders and plain files, within this folder: an image consists of nothing else. Not by
+    `extractall`, which cannot be held to that before Python 3.11.4."""
+    folder.mkdir()
+    folder = folder.resolve()
+    for member in tar:
+        path = folder / member.name
+        if member.isdir() and path.resolve().is_relative_to(folder):
+            path.mkdir(parents=True, exist_ok=True)
+            continue
+        content = tar.extractfile(member) if member.isfile() else None
+        if content is None or not path.resolve().is_relative_to(folder):
+            raise tarfile.TarError(f"{member.name} is no plain file of it")
+        path.write_bytes(content.read())
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

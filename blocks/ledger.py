@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from blocks.ledger_changes import Changes
 from blocks.ledger_leases import TAKEN_OVER, Leases, whereabouts
 from blocks.ledger_tables import (
     decisions,
@@ -31,7 +32,7 @@ from policy.samples import Counters, Sample
 log = logging.getLogger("dafnck")
 
 
-class Ledger(Leases):
+class Ledger(Leases, Changes):
     # -- rollouts ----------------------------------------------------------------------------
 
     def open_rollout(
@@ -48,7 +49,8 @@ class Ledger(Leases):
         **told: Any,
     ) -> RolloutRecord:
         """Begin an attempt, under the lease. Its stable release is the one that serves now.
-        `told`: what a person said (`freeze_override`, `unsafe_reason`, who), and `notify`."""
+        `told`: what a person said (`freeze_override`, `unsafe_reason`, who), `notify`, and the
+        `change_id` of which it is part."""
         with self._writing() as db:
             stable = db.execute(
                 sa.select(stables.c.release_id).where(
@@ -105,6 +107,10 @@ class Ledger(Leases):
         self, service: str | None = None, environment: str | None = None
     ) -> list[RolloutRecord]:
         return self._rollouts(rollouts.c.phase == Phase.FROZEN.value, *_of(service, environment))
+
+    def rollouts_of_change(self, change_id: int) -> list[RolloutRecord]:
+        """Releases and rollbacks of its services, newest first."""
+        return self._rollouts(rollouts.c.change_id == change_id)
 
     def _rollouts(self, *where: sa.ColumnElement[bool], limit: int = 1000) -> list[RolloutRecord]:
         query = rollouts.select().where(*where).order_by(rollouts.c.id.desc()).limit(limit)
@@ -376,6 +382,15 @@ class Ledger(Leases):
                     phase=Phase.ROLLED_BACK.value,
                     finished_at=now,
                     reason=died + f"; {rollout.version} took its traffic",
+                )
+            )
+
+    def retire(self, service: str, environment: str) -> None:
+        """No release is the stable one any more: nobody brings one back by itself."""
+        with self._writing() as db:
+            db.execute(
+                stables.delete().where(
+                    stables.c.service == service, stables.c.environment == environment
                 )
             )
 

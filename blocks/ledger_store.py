@@ -1,11 +1,14 @@
 """How the ledger is opened, its tables made, read and written: SQLAlchemy over SQLite (WAL) by
 default, PostgreSQL by URL. Whatever goes wrong with the database is Unreachable, in one line."""
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -56,6 +59,21 @@ class LedgerStore:
         )
         with self._answering():
             again(_have_tables, self._engine)
+
+    @property
+    def home(self) -> str | None:
+        """Who shares this ledger, when other machines cannot reach it; None when they can."""
+        if not self.url.startswith("sqlite"):
+            return None
+        file = Path(f"{self.url.removeprefix('sqlite:///')}.home")
+        if not file.exists():
+            made = file.with_name(f".{file.name}.{uuid4().hex}")
+            made.write_text(uuid4().hex[:12])
+            with suppress(FileExistsError):
+                os.link(made, file)  # whole, or another process was faster
+            made.unlink()
+        # With the host: a copy of the file on another machine is another home.
+        return f"{socket.gethostname()}-{file.read_text()}"
 
     def close(self) -> None:
         self._engine.dispose()

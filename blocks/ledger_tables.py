@@ -47,6 +47,9 @@ rollouts = sa.Table(
     sa.Column("taken_over", sa.Text),  # why somebody else had to end it
     sa.Column("closed_at", sa.Float),  # when that was reported and told to Prefect
     sa.Column("left_run", sa.String(64)),  # flow run that died before, still to be told to Prefect
+    sa.Column(
+        "change_id", sa.Integer, index=True
+    ),  # of which change of several services it is part
     sa.Index("rollouts_of", "service", "environment", "id"),
 )
 intents = sa.Table(
@@ -113,4 +116,38 @@ leases = sa.Table(
     sa.Column("machine", sa.String(200)),
     sa.Column("pid", sa.Integer),
     sa.Column("pid_started", sa.String(40)),
+)
+changes = sa.Table(  # several services released as one
+    "changes",
+    meta,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("stack", sa.String(64), nullable=False),
+    sa.Column("environment", sa.String(64), nullable=False),
+    sa.Column("version", sa.String(200), nullable=False),
+    sa.Column("file", sa.Text, nullable=False),
+    sa.Column("at_once", sa.Integer, nullable=False),
+    sa.Column("by", sa.String(200), nullable=False),
+    sa.Column("flow_run_id", sa.String(64), index=True),
+    sa.Column("leader", sa.String(200)),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("trouble", sa.Text),
+    sa.Column("verdict", sa.String(16)),  # null until it is over
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("finished_at", sa.Float),
+    sa.Index("changes_of", "stack", "environment", "id"),
+)
+change_members = sa.Table(
+    "change_members",
+    meta,
+    sa.Column("change_id", sa.ForeignKey("changes.id"), primary_key=True),
+    sa.Column("service", sa.String(64), primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("after", sa.JSON, nullable=False),
+    sa.Column("parameters", sa.JSON, nullable=False),
+    sa.Column("asked_at", sa.Float),  # written before its release is asked for
+    sa.Column("run_id", sa.String(64)),
+    sa.Column("cancelled", sa.Boolean, nullable=False),
+    sa.Column("back_attempts", sa.Integer, nullable=False),
+    sa.Column("back_run_id", sa.String(64)),
+    sa.Column("kept", sa.Text),  # why it is not taken back
 )

@@ -66,14 +66,27 @@ class PrefectApi:
             return False
         return True
 
-    def start(self, flow: str, deployment: str, parameters: dict[str, Any], name: str) -> str:
-        """-> id of a new flow run of this deployment."""
+    def start(
+        self,
+        flow: str,
+        deployment: str,
+        parameters: dict[str, Any],
+        name: str,
+        key: str | None = None,
+    ) -> str:
+        """-> id of a new flow run of this deployment, or of the one that has this `key` already."""
         found = self._patiently("GET", f"/deployments/name/{flow}/{deployment}")
         # The key makes a second try find the run that a first one made unseen.
-        key = {"idempotency_key": uuid4().hex}
+        once = {"idempotency_key": key or uuid4().hex}
         body = {"parameters": parameters, "name": name, "state": {"type": "SCHEDULED"}}
         path = f"/deployments/{found['id']}/create_flow_run"
-        return str(self._patiently("POST", path, body | key)["id"])
+        return str(self._patiently("POST", path, body | once)["id"])
+
+    def run_of_key(self, key: str) -> str | None:
+        """The flow run that was started with this key."""
+        wanted = {"flow_runs": {"idempotency_key": {"any_": [key]}}, "limit": 1}
+        found = self._call("POST", "/flow_runs/filter", wanted)
+        return str(found[0]["id"]) if found else None
 
     def knows(self, flow: str, deployment: str) -> bool:
         try:
@@ -87,6 +100,16 @@ class PrefectApi:
             self._patiently("GET", f"/work_pools/{name}")
         except Refused:
             self._patiently("POST", "/work_pools/", {"name": name, "type": "process"})
+
+    def have_pool_of(self, name: str, kind: str, template: dict[str, Any]) -> None:
+        """A work pool whose runs are made by this base job template, whatever it was before."""
+        try:
+            self._patiently("GET", f"/work_pools/{name}")
+        except Refused:
+            pool = {"name": name, "type": kind, "base_job_template": template}
+            self._patiently("POST", "/work_pools/", pool)
+        else:
+            self._patiently("PATCH", f"/work_pools/{name}", {"base_job_template": template})
 
     def state(self, flow_run_id: str) -> dict[str, Any]:
         """type (SCHEDULED, RUNNING, PAUSED, COMPLETED …), name and message."""

@@ -42,7 +42,7 @@ class Source:
 
 def _check_inside(build: Build, source: Path, files: list[Path]) -> None:
     """What an artifact is made from must be among what names it."""
-    if build.image is not None:
+    if build.image is not None and build.image.reference is None:
         dockerfile = Path(os.path.normpath(Path(build.image.context, build.image.dockerfile)))
         if dockerfile not in files:
             raise BadInput(

@@ -37,6 +37,11 @@ Unsafe = Annotated[
     bool, typer.Option("--even-unsafe", help="go back past a contract migration; needs --reason")
 ]
 Service = Annotated[str, typer.Argument(help="name of the service")]
+OnKubernetes = Annotated[bool, typer.Option("--kubernetes", help="dafnck itself, in a cluster")]
+Context = Annotated[str | None, typer.Option(help="with --kubernetes: of the kubeconfig")]
+Namespace = Annotated[
+    str | None, typer.Option(help="with --kubernetes: of dafnck; default: the overlay's, or dafnck")
+]
 
 
 def main() -> None:
@@ -69,8 +74,40 @@ def up(
     listen: Annotated[
         list[int] | None, typer.Option(help="a port of the router for one service alone")
     ] = None,
+    kubernetes: OnKubernetes = False,
+    context: Context = None,
+    namespace: Namespace = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="with --kubernetes: of dafnck; default: the overlay's, or what runs there"
+        ),
+    ] = None,
+    overlay: Annotated[
+        str, typer.Option(help="with --kubernetes: postgres, external-database or a folder")
+    ] = "postgres",
+    release_namespace: Annotated[
+        list[str] | None,
+        typer.Option(help="with --kubernetes: only let dafnck release to this namespace"),
+    ] = None,
+    gateway_namespace: Annotated[
+        list[str] | None,
+        typer.Option(help="with --kubernetes: only let dafnck read the Gateways of this namespace"),
+    ] = None,
 ) -> None:
-    """Start the local stack, or what of it does not run."""
+    """Start the local stack, or what of it does not run; or dafnck in a cluster."""
+    if kubernetes or release_namespace or gateway_namespace:
+        from deployments import kube_stack
+
+        place = kube_stack.Place(context, namespace)
+        if release_namespace or gateway_namespace:
+            kube_stack.grant(
+                place, _step, release=release_namespace or [], gateway=gateway_namespace or []
+            )
+            return
+        place = kube_stack.up(place, _step, image=image, overlay_name=overlay)
+        print("\n".join(kube_stack.reach(place)))
+        return
     from blocks.stack import Ports, open_stack, stack_home
     from deployments import local_stack
     from policy.errors import Unreachable
@@ -89,19 +126,44 @@ def up(
     changed: dict[str, Any] = {name: port for name, port in given.items() if port is not None}
     changed["services"] = sorted({*ports.services, *(listen or [])})
     home.mkdir(parents=True, exist_ok=True)
-    stack = local_stack.up(home, ports.model_copy(update=changed), lambda part: print(f"  {part}"))
+    stack = local_stack.up(home, ports.model_copy(update=changed), _step)
     print(f"Requests come in at http://127.0.0.1:{stack.ports.web}, by the Host of each service.")
     print(f"Prefect's UI: http://127.0.0.1:{stack.ports.prefect}")
     print(f"Its login is in {stack.prefect_auth_file}")
 
 
 @app.command()
-def down() -> None:
-    """Stop the local stack and everything that runs in it. `up` brings it back."""
+def down(
+    service: Annotated[
+        str | None, typer.Argument(help="remove this service from an environment instead")
+    ] = None,
+    env: Env = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    kubernetes: OnKubernetes = False,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Stop the local stack and everything that runs in it; `up` brings it back. With a service:
+    remove that, its releases and everything of it in a cluster; nothing brings it back."""
     from blocks.stack import open_stack
     from deployments import local_stack
+    from deployments.remove import remove
+    from policy.errors import BadInput
 
-    local_stack.down(open_stack(), lambda part: print(f"  {part}"))
+    if kubernetes:
+        from deployments import kube_stack
+
+        if service is not None:
+            raise BadInput("--kubernetes takes dafnck itself down, not a service")
+        kube_stack.down(kube_stack.Place(context, namespace), _step)
+        return
+    if service is None:
+        if env is not None:
+            raise BadInput("--env: of which service? Nothing was changed")
+        local_stack.down(open_stack(), _step)
+        return
+    stack, ledger, env = _known(service, env)
+    remove(stack, ledger, service, env, yes=yes)
 
 
 @app.command()
@@ -124,9 +186,15 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def validate(file: File = Path("dafnck.yaml"), as_json: Json = False) -> None:
-    """Read a service file for every environment; nothing is changed."""
+    """Read a service file, or a stack file, for every environment; nothing is changed."""
     from tasks.read import configuration, read_all
+    from tasks.read_stack import is_stack_file
 
+    if is_stack_file(file):
+        from deployments import follow_change
+
+        follow_change.validate(file, as_json)
+        return
     wanted = read_all(file)
     for environment, service in wanted.items():
         configuration(service, environment, file)
@@ -137,6 +205,14 @@ def validate(file: File = Path("dafnck.yaml"), as_json: Json = False) -> None:
         rollout = service.rollout
         steps = ", ".join(f"{share}%" for share in rollout.shares)
         print(f"{service.service} in {environment}: {rollout.strategy}, {steps}; good")
+
+
+@app.command()
+def plan(file: File = Path("dafnck.yaml"), env: Env = None, as_json: Json = False) -> None:
+    """Show what a release would change and by which steps; nothing is changed, nothing is built."""
+    from deployments.plan import plan as show
+
+    show(file, env, as_json=as_json)
 
 
 @app.command()
@@ -159,11 +235,15 @@ def release(
         str | None, typer.Option(help="a repository; FILE is then a path within it")
     ] = None,
     commit: Annotated[str | None, typer.Option(help="of it, the whole id")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="repository@sha256:… instead of what the file builds")
+    ] = None,
     here: Here = False,
     wait: Follow = True,
     as_json: Json = False,
 ) -> None:
-    """Release a service as its file says, from this machine or from git at a commit."""
+    """Release a service as its file says, from this machine or from git at a commit; with a stack
+    file several services, as one change."""
     import time
     from getpass import getuser
 
@@ -173,7 +253,8 @@ def release(
     from deployments import follow
     from policy.errors import BadInput
     from tasks.frozen import none_frozen, outside_freeze
-    from tasks.read import configuration, read_service
+    from tasks.read import configuration, read_service, with_image
+    from tasks.read_stack import is_stack_file
     from tasks.site import site_of_file
 
     stack = open_stack()
@@ -183,9 +264,26 @@ def release(
             raise BadInput("--git and --commit go together; nothing was changed")
         file = Checkouts(stack.checkouts).service_file(git, commit, there)
     file = file.absolute()
-    wanted, env = read_service(file, env)
-    configuration(wanted, env, file)
     ledger = Ledger(stack.ledger_url)
+    if is_stack_file(file):
+        from deployments import follow_change
+
+        if image is not None:
+            raise BadInput("--image: a stack file is of several services; nothing was changed")
+        asked: dict[str, Any] = {
+            "stack_file": there if git else str(file),
+            "version": version,
+            "freeze_override": _said(override_freeze, "--override-freeze"),
+            "by": getuser(),
+            "git": git,
+            "commit": commit,
+        }
+        how = {"here": here, "wait": wait, "as_json": as_json}
+        follow_change.release(stack, ledger, file, env, asked, **how)
+        return
+    wanted, env = read_service(file, env)
+    wanted = with_image(wanted, image)
+    configuration(wanted, env, file)
     site = site_of_file(stack, ledger, wanted, env, file)
     override = _said(override_freeze, "--override-freeze")
     outside_freeze(wanted, env, time.time(), override)
@@ -200,6 +298,7 @@ def release(
         "version": version,
         "freeze_override": override,
         "by": getuser(),
+        "image": image,
     }
     name = f"{wanted.service} {version} → {env}"
     follow.run(stack, ledger, "release", parameters, name, here=here, wait=wait, as_json=as_json)
@@ -282,10 +381,10 @@ def abort(
     from policy.release import UNLED, Phase
     from tasks.abort import abort_frozen, past_no_return
     from tasks.frozen import what_now
-    from tasks.site import local_site
+    from tasks.site import site_of
 
     stack, ledger, env = _known(service, env)
-    site = local_site(stack, ledger, service, env)
+    site = site_of(stack, ledger, service, env)
     unsafe = _unsafe(even_unsafe, reason)
     words = f"aborted by {getuser()}" + (f": {reason}" if reason else "")
     if ended := abort_frozen(site, words, unsafe, getuser()):
@@ -369,7 +468,7 @@ def logs(
     stack, ledger, env = _known(service, env)
     newest = [release_id, ledger.stable(service, env), *ledger.releases(service, env)]
     wanted = next((release for release in newest if release), f"{service} in {env}")
-    look.logs(stack, wanted, lines, follow)
+    look.logs(stack, ledger, wanted, lines, follow)
 
 
 @app.command()
@@ -381,14 +480,14 @@ def report(
     """Write the HTML report of a rollout and print its path."""
     from policy.errors import Refused
     from tasks.report import write_report
-    from tasks.site import local_site
+    from tasks.site import site_of
 
     stack, ledger, env = _known(service, env)
     rollouts = ledger.history(service, env, limit=1000)
     ids = [rollout.id for rollout in rollouts]
     if not ids or (rollout_id is not None and rollout_id not in ids):
         raise Refused(f"the ledger knows no such rollout of {service} in {env}")
-    site = local_site(stack, ledger, service, env)
+    site = site_of(stack, ledger, service, env)
     print(write_report(site, rollout_id or ids[0]))
 
 
@@ -471,6 +570,10 @@ def demo(
     from deployments import demo as story
 
     raise typer.Exit(story.run(keep))
+
+
+def _step(words: str) -> None:
+    print(f"  {words}", flush=True)
 
 
 def _known(service: str, env: str | None) -> Any:

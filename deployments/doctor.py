@@ -13,6 +13,8 @@ from blocks.stack import Stack, listens
 from blocks.supervisor import Supervisor
 from deployments.local_stack import BIN, prefect_auth
 from policy.errors import DafnckError
+from policy.kubernetes import Kubernetes
+from tasks.clusters import cluster_of
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def examine(stack: Stack) -> Iterator[Finding]:
         words = trouble or f"{len(containers)} releases run in containers"
         yield Finding("Docker engine", not trouble, words, "systemctl start docker" * bool(trouble))
     ledger = Ledger(stack.ledger_url)
+    yield from _clusters(ledger)
     for rollout in ledger.unfinished():
         led = ledger.lease(rollout.service, rollout.environment) is not None
         yield Finding(
@@ -78,3 +81,17 @@ def examine(stack: Stack) -> Iterator[Finding]:
     free_bytes = free.f_bavail * free.f_frsize
     enough = free_bytes > 2**30
     yield Finding("disk", enough, f"{free_bytes / 2**30:.1f} GiB free", "" if enough else "free it")
+
+
+def _clusters(ledger: Ledger) -> Iterator[Finding]:
+    """Each cluster that something serves in, asked once."""
+    known: dict[str, Kubernetes] = {}
+    for _, _, release_id, _ in ledger.stables():
+        if there := ledger.release(release_id).kubernetes:
+            known.setdefault(there.credentials or there.context or "the cluster", there)
+    for name, there in sorted(known.items()):
+        try:
+            major, minor = cluster_of(there).version()
+            yield Finding("cluster", True, f"{name}: Kubernetes {major}.{minor}")
+        except DafnckError as error:
+            yield Finding("cluster", False, f"{name}: {error}", "kubectl cluster-info")

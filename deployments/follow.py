@@ -14,6 +14,7 @@ from blocks.stack import Stack
 from deployments.local_stack import prefect_environment, quiet_prefect
 from policy.errors import BadInput, Frozen, Refused, RolledBack, Unreachable
 from policy.release import FINISHED, TERMINAL, UNLED, Phase, RolloutRecord
+from tasks.change_runs import deployment_name
 from tasks.frozen import what_now
 
 NO_WORKER_SECONDS = 90
@@ -36,13 +37,13 @@ def run(
         if not wait:
             raise BadInput("--here has nobody to go on after this process; leave out --no-wait")
         before = _newest(ledger, service, environment)
-        message = _run_here(stack, flow, parameters)
+        message = run_here(stack, flow, parameters)
         rollout = _newest(ledger, service, environment)
         fresh = rollout and (not before or rollout.id != before.id)
         done = rollout if fresh or (flow == "resume" and rollout != before) else None
     else:
         with stack_api(stack) as api:
-            flow_run_id = api.start(flow, "local", parameters, name)
+            flow_run_id = api.start(flow, deployment_name(), parameters, name)
             link = f"{api.url.removesuffix('/api')}/runs/flow-run/{flow_run_id}"
             if not wait:
                 print(json.dumps({"flow_run_id": flow_run_id}) if as_json else f"{name}: {link}")
@@ -79,17 +80,23 @@ def _conclude(done: RolloutRecord | None, message: str, as_json: bool) -> None:
         print(f"{done.release_id} ({done.version}) serves: {done.reason}")
 
 
-def _run_here(stack: Stack, flow: str, parameters: dict[str, Any]) -> str:
+def run_here(stack: Stack, flow: str, parameters: dict[str, Any]) -> str:
     """-> message of the end state. The stack's Prefect server sees the run, when it answers."""
     os.environ |= quiet_prefect(stack)
     with stack_api(stack) as api:
         if "PREFECT_API_URL" not in os.environ and api.answers():
             os.environ |= prefect_environment(stack)
     from flows.release import release
+    from flows.release_stack import release_stack
     from flows.resume import resume
     from flows.rollback import rollback
 
-    run = {"release": release, "rollback": rollback, "resume": resume}[flow]
+    run = {
+        "release": release,
+        "rollback": rollback,
+        "resume": resume,
+        "release_stack": release_stack,
+    }[flow]
     state: Any = run(**parameters, return_state=True)  # type: ignore[operator]
     return str(state.message or "")
 

@@ -14,21 +14,25 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 
-from tenacity import Retrying, retry_if_exception_type, wait_fixed
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_fixed
 
 from blocks.ledger import Ledger
 from blocks.processes import marked
 from blocks.stack import Stack, open_stack
+from policy.change import PLACE, is_place
 from policy.errors import DafnckError, NotApplied, Unreachable
 from policy.release import RolloutRecord
 from tasks import reconcile
-from tasks.reconcile import LOOK_SECONDS, FlowRuns, Unled, Watch
-from tasks.site import Site, local_site
+from tasks.change import end_change
+from tasks.change_runs import RunsApi, WorkerRuns
+from tasks.reconcile import LOOK_SECONDS, Unled, Watch
+from tasks.site import Site, site_of
 
 log = logging.getLogger("dafnck")
 
 AT_ONCE = 8  # places: one that drains for a minute keeps no other's traffic waiting
 AGAIN_SECONDS = 3.0  # after a failure to end something
+LOOKED = "guard-looked"  # a file of the home; when it was touched tells whether it hangs
 LATEST_AGAIN_SECONDS = 60.0  # and, in growing steps, when only a repair or time can help
 
 Key = tuple[str, str] | int
@@ -39,7 +43,7 @@ class Guard:
         self,
         ledger: Ledger,
         site_of: Callable[[str, str], Site],
-        runs: Callable[[], FlowRuns],
+        runs: Callable[[], RunsApi],
         report: Callable[[Site, int], object],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -47,6 +51,7 @@ class Guard:
         self._monotonic = monotonic
         self._watch = Watch(monotonic)
         self._ending = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="end")
+        self._changing = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="change")  # these take long
         self._telling = ThreadPoolExecutor(1, thread_name_prefix="tell")  # never in traffic's way
         # By place to be put right, and by rollout to be told of.
         self._busy: set[Key] = set()
@@ -66,13 +71,17 @@ class Guard:
         self._silent = ""
         for found in unled:
             place = found.service, found.environment
-            self._later(self._ending, place, partial(self._end, found))
+            if is_place(found.service):
+                self._later(self._changing, place, partial(self._end_change, found))
+            else:
+                self._later(self._ending, place, partial(self._end, found))
         for rollout in unclosed:
             self._later(self._telling, rollout.id, partial(self._close, rollout))
 
     def wait(self) -> None:
         """Until what was begun is done."""
         self._ending.shutdown()
+        self._changing.shutdown()
         self._telling.shutdown()
 
     def _end(self, unled: Unled) -> bool:
@@ -80,6 +89,20 @@ class Guard:
         log.info("%s: %s", site, unled.why)
         for phase in reconcile.end(site, unled, "the guard", stays=True):
             log.info("%s: ended as %s", site, phase)
+        return True
+
+    def _end_change(self, unled: Unled) -> bool:
+        """Take back what a dead leader's change promoted. That is done by rollbacks of the usual
+        kind, which workers run."""
+        place, api = (unled.service.removeprefix(PLACE), unled.environment), self._runs()
+        log.info("the change of %s in %s: %s", *place, unled.why)
+        runs = WorkerRuns(api)
+        for change in end_change(
+            self._ledger, runs, self._site_of, place, unled.why, "the guard", unled.lease
+        ):
+            log.info("the change %d of %s: %s", change.id, change.stack, change.verdict)
+            if change.flow_run_id:
+                reconcile.show_as_crashed(api, change.flow_run_id, change.trouble or unled.why)
         return True
 
     def _close(self, rollout: RolloutRecord) -> bool:
@@ -137,7 +160,7 @@ def report_elsewhere(site: Site, rollout_id: int) -> None:
 
 
 @cache
-def _flow_runs() -> FlowRuns:
+def _flow_runs() -> RunsApi:
     """One client for ever: `dafnck up` starts the guard anew when the server is another one."""
     from blocks.prefect_api import stack_api  # only when something died: memory
 
@@ -146,12 +169,22 @@ def _flow_runs() -> FlowRuns:
 
 def _ledger(stack: Stack) -> Ledger:
     """A ledger that does not answer yet is waited for, here and not by ending again and again."""
+
+    def waits(tried: RetryCallState) -> None:
+        _looked(stack)
+        log.error("%s", tried.outcome and tried.outcome.exception())
+
+    _looked(stack)
     again = Retrying(
         retry=retry_if_exception_type(Unreachable),
         wait=wait_fixed(LOOK_SECONDS),
-        before_sleep=lambda tried: log.error("%s", tried.outcome and tried.outcome.exception()),
+        before_sleep=waits,
     )
     return again(Ledger, stack.ledger_url)
+
+
+def _looked(stack: Stack) -> None:
+    (stack.home / LOOKED).touch()
 
 
 def main() -> None:
@@ -160,13 +193,14 @@ def main() -> None:
     ledger = _ledger(stack)
     guard = Guard(
         ledger,
-        lambda *place: local_site(stack, ledger, *place),
+        lambda *place: site_of(stack, ledger, *place),
         _flow_runs,
         report_elsewhere,
     )
     log.info("watching the rollouts in %s", stack.home)
     while True:
         guard.look()
+        _looked(stack)
         time.sleep(LOOK_SECONDS)
 
 

@@ -27,15 +27,15 @@ from deployments import seaweedfs
 from policy.errors import BadInput, DafnckError, Refused, Unreachable
 from tasks.lease import held_lease
 from tasks.put_back import make_room, no_way_back, patiently, unfinished_first
-from tasks.site import Site, local_site, store_of
+from tasks.site import Site, site_of, store_of
 
 TRAEFIK, SERVER, WORKER = "traefik", "prefect-server", "prefect-worker"
 GUARD, STORE = "dafnck-guard", "object-store"
 WORK_POOL = "dafnck-local"
-# Of notifications, and secrets of image builds: $DAFNCK_NOTIFY_…, $DAFNCK_BUILD_…
-# What not every shell knows: targets of notifications, secrets of builds, and credentials of an
-# object store that is not the stack's own.
-TARGETS, CREDENTIALS = ("DAFNCK_NOTIFY_", "DAFNCK_BUILD_"), ("AWS_",)
+# What not every shell knows: targets of notifications, secrets of builds, who may read metrics, the
+# way into clusters; and credentials of an object store that is not the stack's own.
+TARGETS = ("DAFNCK_NOTIFY_", "DAFNCK_BUILD_", "DAFNCK_METRICS_", "KUBECONFIG", "KUBERNETES_")
+CREDENTIALS = ("AWS_",)
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 
@@ -188,7 +188,7 @@ def resume_services(stack: Stack) -> list[DafnckError]:
         places = {(r.service, r.environment) for r in ledger.unfinished()} | set(stables)
         for service, environment in sorted(places):
             try:
-                _resume(local_site(stack, ledger, service, environment))
+                _resume(site_of(stack, ledger, service, environment))
             except DafnckError as error:
                 troubles.append(error)
     except DafnckError as error:

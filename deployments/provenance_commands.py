@@ -37,13 +37,13 @@ def verify(
     """Show the chain from the commit to the replicas that run; 1 when a link does not hold."""
     from blocks.ledger import Ledger
     from blocks.stack import open_stack
-    from tasks.site import local_site
+    from tasks.site import site_of
     from tasks.verify import chain
 
     stack = open_stack()
     ledger = Ledger(stack.ledger_url)
     wanted = ledger.release(release)
-    site = local_site(stack, ledger, wanted.service, wanted.environment)
+    site = site_of(stack, ledger, wanted.service, wanted.environment)
     links = []
     if not as_json:
         print(f"{wanted.id}: {wanted.service} {wanted.version} in {wanted.environment}")

@@ -1,4 +1,4 @@
-"""Writes what is generated into the repository: docs/service-file.md and docs/dafnck.schema.json.
+"""Writes what is generated into the repository: docs/service-file.md and the JSON schemas.
 
     python -m deployments.reference [--check]
 
@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from policy import stack_file
 from policy.findings import Waiver
 from policy.freeze_window import FreezeWindow
 from policy.gates import Gates
@@ -101,6 +102,7 @@ def generated() -> dict[Path, str]:
     return {
         DOCS / "service-file.md": "\n".join([HEAD, *_sections()]),
         DOCS / "dafnck.schema.json": json.dumps(json_schema(), indent=1) + "\n",
+        DOCS / "stack-file.schema.json": json.dumps(stack_file.json_schema(), indent=1) + "\n",
     }
 
 

@@ -20,10 +20,12 @@ from blocks.remote_prefect import RemotePrefect, remote_prefect
 from deployments.follow_run import Follower, Left, Manner
 from deployments.interrupts import Interrupts
 from deployments.tell import Teller, plain
-from policy.errors import DafnckError, NotAllowed, Refused, Unreachable, exit_code_of
+from policy.errors import BadInput, DafnckError, NotAllowed, Refused, Unreachable, exit_code_of
 from policy.release import TERMINAL
-from tasks.read import configuration, read_service
+from tasks.read import configuration, read_service, with_image
+from tasks.read_stack import is_stack_file, read_stack
 
+STACK_FLOW = "release_stack"
 PEOPLE = ("GITHUB_ACTOR", "GITLAB_USER_LOGIN", "BUILD_USER_ID")  # who started the CI job
 
 
@@ -39,6 +41,7 @@ class Wish:
     source: GitSource
     content: str
     freeze_override: str | None = None
+    image: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,6 +61,7 @@ class Wish:
             self.source.path,
             self.content,
             self.freeze_override,
+            *([self.image] if self.image else []),
         ]
         return "dafnck-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -67,7 +71,7 @@ class Wish:
 
     def parameters(self, by: str) -> dict[str, Any]:
         parameters: dict[str, Any] = {
-            "service_file": self.source.path,
+            "stack_file" if self.flow == STACK_FLOW else "service_file": self.source.path,
             "environment": self.environment,
             "version": self.version,
             "by": by,
@@ -75,8 +79,10 @@ class Wish:
             "commit": self.source.commit,
             "content": self.content,
         }
-        if self.flow == "release":  # a pipeline releases nothing
+        if self.flow != "pipeline":  # which releases nothing
             parameters["freeze_override"] = self.freeze_override
+        if self.flow == "release":
+            parameters["image"] = self.image
         return parameters
 
 
@@ -106,21 +112,35 @@ def wish_of(
     flow: str,
     deployment: str,
     freeze_override: str | None,
+    image: str | None = None,
 ) -> Wish:
-    """Raises BadInput, with line and key for a mistake in the file."""
-    wanted, chosen = read_service(file, environment)
-    source = git_source(file, git, commit)
-    if source.here:
-        configuration(wanted, chosen, file)
+    """Raises BadInput, with line and key for a mistake in the file. The wish of a stack file goes
+    by the name of its stack."""
+    if is_stack_file(file):
+        if flow != "release":
+            raise BadInput(f"{file} is of several services: a {flow} takes the file of one")
+        if image is not None:
+            raise BadInput(f"{file} is of several services: --image is of one; nothing was started")
+        stack = read_stack(file, environment)
+        flow, name, chosen = STACK_FLOW, stack.stack.stack, stack.environment
+        source = git_source(file, git, commit)
+    else:
+        wanted, chosen = read_service(file, environment)
+        wanted = with_image(wanted, image)
+        name = wanted.service
+        source = git_source(file, git, commit)
+        if source.here:
+            configuration(wanted, chosen, file)
     return Wish(
         flow=flow,
         deployment=deployment,
-        service=wanted.service,
+        service=name,
         environment=chosen,
         version=version or source.commit[:12],
         source=source,
         content=file.read_text(encoding="utf-8"),
         freeze_override=freeze_override,
+        image=image,
     )
 
 
@@ -200,7 +220,7 @@ def _begin(
     interrupts.patient = True
     run, new = api.create_run(deployment["id"], body)
     ended = not new and run["state"]["type"] in TERMINAL
-    if ended and run["state"]["type"] == "COMPLETED" and wish.flow == "release":
+    if ended and run["state"]["type"] == "COMPLETED" and wish.flow in ("release", STACK_FLOW):
         _refuse_if_superseded(api, wish, run)
     teller.line(wish.name if new else f"{wish.name}: joins the run that was begun for it before")
     if ended:
@@ -220,7 +240,7 @@ def _refuse_if_superseded(api: RemotePrefect, wish: Wish, run: dict[str, Any]) -
     it by a release or a rollback, whoever asked for it."""
     service, environment = re.escape(wish.service), re.escape(wish.environment)
     place = re.compile(rf"{service} ((.+ )?→|←) {environment}(, resumed)?")
-    flows = ["release", "rollback", "resume"]
+    flows = [STACK_FLOW] if wish.flow == STACK_FLOW else ["release", "rollback", "resume"]
     for other in api.completed_since(flows, f"{wish.service} ", run["created"]):
         if other["id"] != run["id"] and place.fullmatch(other["name"]):
             raise Refused(

@@ -16,10 +16,15 @@ def trigger(
         str | None, typer.Option(help="URL from which the worker fetches; default: origin's")
     ] = None,
     commit: Annotated[str | None, typer.Option(help="default: the one checked out")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="repository@sha256:… instead of what the file builds")
+    ] = None,
     flow: Annotated[
         str, typer.Option(help="release, or pipeline: all but the release")
     ] = "release",
-    deployment: Annotated[str, typer.Option(help="of the flow, in Prefect")] = "local",
+    deployment: Annotated[
+        str, typer.Option(help="of the flow, in Prefect", envvar="DAFNCK_DEPLOYMENT")
+    ] = "local",
     override_freeze: Annotated[
         str | None, typer.Option(help="begin in a freeze window, and why: for the record")
     ] = None,
@@ -66,6 +71,7 @@ def trigger(
             flow=flow,
             deployment=deployment,
             freeze_override=override_freeze and override_freeze.strip(),
+            image=image,
         ),
         manner,
         wait=wait,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from prefect.exceptions import TerminationSignal
 
-from policy.errors import DafnckError, LeaseLost, Unreachable
+from policy.errors import DafnckError, LeaseLost, NotAllowed, Unreachable
 from policy.notice import Event
 from policy.release import UNLED, Phase, Release, RolloutRecord
 from policy.rollout import (
@@ -160,7 +160,12 @@ def whole_or_nothing(site: Site, rollout: RolloutRecord) -> Iterator[Progress]:
             raise error from None
         if not ended:
             tell(site, rollout, Event.FAIL, words)
-            put_back.put_back(site, rollout.id, words)
+            try:
+                put_back.put_back(site, rollout.id, words)
+            except NotAllowed as locked_out:
+                raise Unreachable(
+                    f"{words}; its traffic stays as it is until we are let in: {locked_out}"
+                ) from error
         raise
 
 

@@ -18,7 +18,7 @@ from tasks.build import build_artifact, store_attestations
 from tasks.prefect_run import flow_run_id
 from tasks.publish import published
 from tasks.read import read_service
-from tasks.site import Site, local_site
+from tasks.site import Site, site_of
 from tasks.source import source_file
 
 
@@ -50,7 +50,7 @@ def pipeline(
     try:
         file = source_file(stack, service_file, git, commit, content)
         wanted, environment = read_service(file, environment)
-        site = local_site(stack, ledger, wanted.service, environment)
+        site = site_of(stack, ledger, wanted.service, environment)
         digest, found = _pipeline(site, wanted, file)
     except DafnckError as error:
         return failed(error)

@@ -20,16 +20,17 @@ from policy.release import Phase, RolloutRecord
 from policy.rollout import plan
 from policy.service_file import ServiceFile
 from tasks.build import build_artifact, store_artifact, store_attestations, write_release
+from tasks.change import goes_on
 from tasks.frozen import none_frozen, outside_freeze
 from tasks.lease import held_lease
 from tasks.notify import tell, wanted_by
 from tasks.prefect_run import flow_run_id
 from tasks.publish import reported
 from tasks.put_back import unfinished_first
-from tasks.read import read_service
+from tasks.read import read_service, with_image
 from tasks.site import Site, site_of_file
 from tasks.source import source_file
-from tasks.workloads import prune
+from tasks.workloads import prune, replicas_of
 
 SHORT = 12  # digits of a commit, as a version
 
@@ -70,6 +71,8 @@ def release(
     git: str | None = None,
     commit: str | None = None,
     content: str | None = None,
+    image: str | None = None,
+    change: int | None = None,
 ) -> State[Any]:
     """Release a service as its file says.
 
@@ -82,14 +85,18 @@ def release(
         git: URL of a repository, of which a clean checkout is released; without a password
         commit: the whole id of the commit, with git
         content: what the service file says, when it says something else than in that commit
+        image: repository@sha256:… to release instead of what the file builds
+        change: of which change of several services it is part
     """
     ledger = Ledger((stack := open_stack()).ledger_url)
     try:
         file = source_file(stack, service_file, git, commit, content)
         wanted, environment = read_service(file, environment)
+        wanted = with_image(wanted, image)
         site = site_of_file(stack, ledger, wanted, environment, file)
         version = version or (commit or "")[:SHORT] or version_of(file.parent)
-        rollout = _release(site, wanted, file, version, (freeze_override or "").strip(), by)
+        override = (freeze_override or "").strip()
+        rollout = _release(site, wanted, file, version, override, by, change)
     except DafnckError as error:
         return failed(error)
     finally:
@@ -100,12 +107,19 @@ def release(
 
 
 def _release(
-    site: Site, wanted: ServiceFile, file: Path, version: str, freeze_override: str, by: str
+    site: Site,
+    wanted: ServiceFile,
+    file: Path,
+    version: str,
+    freeze_override: str,
+    by: str,
+    change: int | None,
 ) -> RolloutRecord:
     with reported(site) as publisher, held_lease(site, f"release {version}") as (site, lease):
         override = outside_freeze(wanted, site.environment, site.clock(), freeze_override)
         unfinished_first(site, before_a_new_one=True)
         none_frozen(site)
+        goes_on(site.ledger, change)
         rollout = site.ledger.open_rollout(
             site.service,
             site.environment,
@@ -117,6 +131,7 @@ def _release(
             freeze_override=override,
             freeze_override_by=override and by,
             notify=wanted_by(wanted.notify),
+            change_id=change,
         )
         tell(site, rollout, Event.START, f"{wanted.rollout.strategy}, asked for by {by}")
         publisher.rollout_id = rollout.id
@@ -128,12 +143,14 @@ def _release(
             store_attestations(site, digest, return_state=True)  # `dafnck verify` tells if not
             site.ledger.set_phase(rollout.id, Phase.STARTING)
             stable = rollout.stable_id and site.ledger.release(rollout.stable_id)
+            replicas, stable_replicas = replicas_of(site, wanted.run.replicas, stable or None)
             steps = plan(
                 wanted.rollout,
-                replicas=wanted.run.replicas,
-                stable_replicas=stable.run.replicas if stable else None,
+                replicas=replicas,
+                stable_replicas=stable_replicas,
                 now=site.clock(),
                 migration=wanted.migration,
+                by_replicas=site.platform.by_replicas,
             )
             carry_out(site, rollout, new, steps, lease, publisher, progress)
         # What serves now is decided: a failure to tidy up is told in Prefect, no more.

@@ -18,8 +18,8 @@ from tasks.lease import held_lease
 from tasks.prefect_run import flow_run_id
 from tasks.publish import reported
 from tasks.put_back import make_room
-from tasks.site import Site, local_site
-from tasks.workloads import prune
+from tasks.site import Site, site_of
+from tasks.workloads import prune, replicas_of
 
 
 @flow(
@@ -40,7 +40,7 @@ def resume(service: str, environment: str, by: str = "somebody in the Prefect UI
     """
     ledger = Ledger((stack := open_stack()).ledger_url)
     try:
-        rollout = _resume(local_site(stack, ledger, service, environment), by)
+        rollout = _resume(site_of(stack, ledger, service, environment), by)
     except DafnckError as error:
         return failed(error)
     finally:
@@ -75,12 +75,14 @@ def _resume(site: Site, by: str) -> RolloutRecord:
             progress.no_way_back = True  # else it would not be frozen; the ledger may fall silent
             assert rollout.stable_id is not None  # without one it would not be frozen
             stable = site.ledger.release(rollout.stable_id)
+            replicas, stable_replicas = replicas_of(site, new.run.replicas, stable)
             steps = plan(
                 new.rollout,
-                replicas=new.run.replicas,
-                stable_replicas=stable.run.replicas,
+                replicas=replicas,
+                stable_replicas=stable_replicas,
                 now=site.clock(),
                 migration=new.migration,
+                by_replicas=site.platform.by_replicas,
             )
             steps = accepted(steps, share=share, by=by, restarts=seen.restarts)
             carry_out(site, rollout, new, steps, lease, publisher, progress)

@@ -16,14 +16,15 @@ from policy.release import Phase, RolloutRecord
 from policy.rollout import plan
 from policy.service_file import Rollout
 from tasks.abort import take_back
-from tasks.frozen import none_frozen, way_back
+from tasks.change import goes_on
+from tasks.frozen import none_frozen, still_serves, way_back
 from tasks.lease import held_lease
 from tasks.notify import tell
 from tasks.prefect_run import flow_run_id
 from tasks.publish import reported
 from tasks.put_back import unfinished_first
-from tasks.site import Site, local_site
-from tasks.workloads import prune
+from tasks.site import Site, site_of
+from tasks.workloads import prune, replicas_of
 
 
 @flow(
@@ -40,6 +41,8 @@ def rollback(
     only_unfinished: bool = False,
     unsafe_reason: str | None = None,
     by: str = "somebody in the Prefect UI",
+    change: int | None = None,
+    instead_of: str | None = None,
 ) -> State[Any]:
     """Go back to the last good release, or to a named one.
 
@@ -52,11 +55,15 @@ def rollback(
         only_unfinished: end what was left half-done, nothing else
         unsafe_reason: why it may go back past a contract migration
         by: who says so, for the record
+        change: of which change of several services it is part
+        instead_of: only while this release serves
     """
     ledger = Ledger((stack := open_stack()).ledger_url)
     try:
-        site = local_site(stack, ledger, service, environment)
-        done = _rollback(site, to, only_unfinished, (unsafe_reason or "").strip(), by)
+        site = site_of(stack, ledger, service, environment)
+        done = _rollback(
+            site, to, only_unfinished, (unsafe_reason or "").strip(), by, change, instead_of
+        )
     except DafnckError as error:
         return failed(error)
     finally:
@@ -69,7 +76,13 @@ def rollback(
 
 
 def _rollback(
-    site: Site, to: str | None, only_unfinished: bool, unsafe_reason: str, by: str
+    site: Site,
+    to: str | None,
+    only_unfinished: bool,
+    unsafe_reason: str,
+    by: str,
+    change: int | None,
+    instead_of: str | None = None,
 ) -> RolloutRecord | str:
     with reported(site) as publisher, held_lease(site, "rollback") as (site, lease):
         thawed = _thaw(site, unsafe_reason, by) if unsafe_reason else []
@@ -83,6 +96,8 @@ def _rollback(
         if target.id == site.ledger.stable(site.service, site.environment):
             raise Refused(f"{target.id} serves already; nothing was changed")
         unsafe = way_back(site, target, unsafe_reason)
+        still_serves(site, instead_of)
+        goes_on(site.ledger, change, back=True)
         rollout = site.ledger.open_rollout(
             site.service,
             site.environment,
@@ -95,6 +110,7 @@ def _rollback(
             unsafe_reason=unsafe,
             unsafe_by=unsafe and by,
             notify=_notify(site),
+            change_id=change,
         )
         tell(site, rollout, Event.START, f"back to {target.id}, asked for by {by}")
         publisher.rollout_id = rollout.id
@@ -102,10 +118,12 @@ def _rollback(
             site.ledger.set_phase(rollout.id, Phase.STARTING)
             # No judge, no baking, no smoke tests: a person, or a failure, has judged already.
             way = Rollout(strategy="blue-green", sticky=target.rollout.sticky)
+            stable = site.ledger.release(rollout.stable_id) if rollout.stable_id else None
+            replicas, stable_replicas = replicas_of(site, target.run.replicas, stable)
             steps = plan(
                 way,
-                replicas=target.run.replicas,
-                stable_replicas=0 if rollout.stable_id else None,
+                replicas=replicas,
+                stable_replicas=stable_replicas,
                 now=site.clock(),
             )
             unjudged = target.model_copy(update={"rollout": way, "smoke": ()})

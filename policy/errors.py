@@ -37,6 +37,10 @@ class Frozen(DafnckError):
     exit_code = 1
 
 
+class Inconsistent(DafnckError):
+    """Of a change of several services some serve the new release and some the old one."""
+
+
 class NotApplied(DafnckError):
     """A write to the outside world did not read back as it was written."""
 

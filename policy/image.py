@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from policy.part import Part
 
@@ -11,7 +11,9 @@ ArgumentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 SecretId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
 # A name and what comes after a colon in it: a port of the registry, never a tag.
 _NAME = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
-REPOSITORY = rf"^([A-Za-z0-9.-]+(:[0-9]+)?/)?{_NAME}(/{_NAME})*$"
+_REPOSITORY = rf"([A-Za-z0-9.-]+(:[0-9]+)?/)?{_NAME}(/{_NAME})*"
+REPOSITORY = rf"^{_REPOSITORY}$"
+REFERENCE = rf"^{_REPOSITORY}@sha256:[0-9a-f]{{64}}$"
 
 
 class ImageBuild(Part):
@@ -38,6 +40,19 @@ class ImageBuild(Part):
         pattern=REPOSITORY,
         description="repository that it is pushed to, without a tag: registry.example.org/shop",
     )
+
+    reference: str | None = Field(
+        None,
+        pattern=REFERENCE,
+        description="instead of all these: an image that somebody else built and pushed, by its "
+        "digest; `--image` of release and trigger names another",
+    )
+
+    @model_validator(mode="after")
+    def _built_or_named(self) -> "ImageBuild":
+        if self.reference is not None and (more := self.model_fields_set - {"reference"}):
+            raise ValueError(f"{sorted(more)[0]}: nothing is built: the image is a reference")
+        return self
 
     @field_validator("context", "dockerfile")
     @classmethod
@@ -77,3 +92,11 @@ class Image:
     repository: str  # empty when it was pushed nowhere
     tag: str  # what it was tagged as, for people; nothing is run by it
     size_bytes: int
+    workdir: str = "/"
+    built: bool = True  # here; False: named by its digest, and nothing of it is ours to remove
+
+
+def named(reference: str) -> Image:
+    """An image that somebody else built."""
+    repository, _, digest = reference.partition("@")
+    return Image(reference, digest, digest, repository, reference, 0, built=False)

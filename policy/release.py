@@ -34,7 +34,9 @@ class Release(BaseModel):
     created_at: float  # seconds since the epoch
     migration: Literal["expand", "contract"] | None = None
     kubernetes: Kubernetes | None = None
+    cluster: str = ""  # identity of the cluster that it was made in
     image: str = ""  # repository@sha256:…, where a cluster pulls it
+    workdir: str = "/"  # of the image, from which the paths of `files` go on
     manifests: tuple[dict[str, Any], ...] = ()  # more, applied with it, as the team wrote them
 
     @property
@@ -97,6 +99,7 @@ class RolloutRecord:
     taken_over: str | None = None  # why somebody else had to end it
     closed_at: float | None = None  # when that was reported and told to Prefect
     left_run: str | None = None  # the flow run that died before this one, still to be told
+    change_id: int | None = None  # of which change of several services it is part
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from policy.quantities import in_words
 from policy.release import FINISHED, Phase, Verdict
+from policy.replica_ratio import attainable, share_of
 from policy.service_file import Rollout
 
 RESTARTS = 3  # of the new release's replicas; one may be an accident
@@ -35,6 +36,7 @@ class Plan:
     first: bool = False  # there is no stable release
     approve: bool = False
     stop_first: bool = False
+    shrinks: bool = False  # the old release gives replicas away between the steps
     hold_when_unsure: bool = False
     poll_seconds: float = 1.0
     freeze_at: int | None = None  # from this share on there is no automatic way back
@@ -65,14 +67,19 @@ def plan(
     stable_replicas: int | None,
     now: float,
     migration: str | None = None,
+    by_replicas: bool = False,
 ) -> Plan:
-    """The steps of a strategy. `stable_replicas`: None for a first release."""
+    """The steps of a strategy. `stable_replicas`: None for a first release. `by_replicas`: the
+    router can only split by the number of replicas; the steps are the nearest that gives."""
     old = stable_replicas or 0
     first = stable_replicas is None
     if first or rollout.strategy in ("blue-green", "recreate"):
         steps = [Step(100, replicas, old)]
     elif rollout.strategy == "canary":
         steps = [Step(share, replicas, old) for share in rollout.shares]
+        if by_replicas:
+            ratios = attainable(rollout.shares, replicas, old)
+            steps = [Step(ratio.share, ratio.new, old) for ratio in ratios]
     else:
         # One replica at a time: the old ones make room as the new ones take over.
         steps = [
@@ -83,6 +90,12 @@ def plan(
             )
             for n in range(1, replicas + 1)
         ]
+        if by_replicas:
+            last = len(steps) - 1
+            steps = [
+                step if index == last else replace(step, share=share_of(step.new, step.stable))
+                for index, step in enumerate(steps)
+            ]
     return Plan(
         steps=tuple(steps),
         bake_seconds=rollout.bake,
@@ -91,6 +104,7 @@ def plan(
         first=first,
         approve=rollout.approve and not first,
         stop_first=rollout.strategy == "recreate" and not first,
+        shrinks=rollout.strategy == "rolling" and not first,
         hold_when_unsure=rollout.judge is not None and rollout.judge.unsure == "hold",
         freeze_at=freeze_at(rollout, migration, first=first),
     )
@@ -263,7 +277,7 @@ def _next(plan: Plan, seen: Seen) -> Action:
 
     step = plan.steps[at]
     last = at == len(plan.steps) - 1
-    if not last and not late and seen.stable_running > step.stable:
+    if plan.shrinks and not last and not late and seen.stable_running > step.stable:
         return ShrinkStable(step.stable)
     if accepted and not late:
         if not last:
@@ -306,10 +320,14 @@ def _held(plan: Plan, reason: str) -> Wait:
 def _towards(plan: Plan, step: Step, seen: Seen, *, accepted: bool = False) -> Action:
     if plan.stop_first and seen.stable_running:
         return ShrinkStable(0)
+    approved = accepted or (seen.approved_at is not None and seen.approved_at >= seen.shifted_at)
+    ask = plan.approve and step.share == 100 and not approved
+    # Where replicas split the requests, to start more is to shift.
+    if ask and seen.share and seen.new_ready:
+        return AskApproval("waits for a person before 100%")
     if seen.new_ready < step.new:
         return StartNew(step.new)
-    approved = accepted or (seen.approved_at is not None and seen.approved_at >= seen.shifted_at)
-    if plan.approve and step.share == 100 and not approved:
+    if ask:
         return AskApproval("waits for a person before 100%")
     return Shift(step.share)
 

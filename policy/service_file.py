@@ -479,8 +479,9 @@ class ServiceFile(Part):
     def _fits_kubernetes(self) -> None:
         there = self.kubernetes
         if there is None:
-            raise ValueError("kubernetes.namespace: is missing: where it runs")
-        if self.build.image is not None and self.build.image.push is None:
+            raise ValueError("platform: kubernetes needs kubernetes: {namespace: …}, where it runs")
+        image = self.build.image
+        if image is not None and image.push is None and image.reference is None:
             raise ValueError("build.image.push: is missing: where the cluster pulls the image from")
         if self.route.port is not None:
             raise ValueError("route.port: a Gateway has ports of its own; use host")
@@ -501,6 +502,15 @@ class ServiceFile(Part):
                 )
         if self.rollout.judge is not None and there.metrics is None:
             raise ValueError("rollout.judge: has nothing to read; needs kubernetes.metrics")
+
+    def with_image(self, reference: str) -> "ServiceFile":
+        """The same, of this image, whatever it is built from otherwise. Raises ValueError."""
+        if self.build.image is None:
+            raise ValueError("build.image: the service is not made of an image")
+        build = self.build.model_copy(
+            update={"image": ImageBuild.model_validate({"reference": reference})}
+        )
+        return self.model_copy(update={"build": build})
 
     @property
     def proof_is_asked_for(self) -> bool:

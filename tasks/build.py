@@ -17,7 +17,7 @@ from policy.provenance import Made
 from policy.release import Release
 from policy.service_file import ServiceFile
 from tasks.prefect_run import flow_run_id
-from tasks.read import configuration
+from tasks.read import configuration, manifests
 from tasks.retrying import when_unreachable
 from tasks.site import Site
 from tasks.source import source_folder
@@ -63,6 +63,10 @@ def build_artifact(site: Site, rollout_id: int | None, wanted: ServiceFile, file
 def _sbom(site: Site, wanted: ServiceFile, digest: str) -> bytes | None:
     """None where there is no Trivy and none is asked for."""
     within = wanted.build.within
+    image = site.builder.image_of(digest)
+    if image is not None and not image.built and not (wanted.scan and wanted.scan.trivy):
+        log.info("the image was built elsewhere: it gets no SBOM here")
+        return None
     try:
         with site.builder.image_archive(digest) as archive:
             if archive is not None:
@@ -104,6 +108,7 @@ def write_release(
     site: Site, rollout_id: int, wanted: ServiceFile, file: Path, digest: str, version: str
 ) -> Release:
     """Freeze artifact, configuration and routing as one release with an id."""
+    image, there = site.builder.image_of(digest), wanted.kubernetes
     return site.ledger.add_release(
         Release(
             id="",
@@ -121,6 +126,11 @@ def write_release(
             files=configuration(wanted, site.environment, file),
             created_at=site.clock(),
             migration=wanted.migration,
+            kubernetes=there if wanted.platform == "kubernetes" else None,
+            cluster=site.platform.identity,
+            image=image.reference if image else "",
+            workdir=image.workdir if image else "/",
+            manifests=manifests(wanted, site.environment, file),
         ),
         rollout_id,
     )

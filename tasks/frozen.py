@@ -1,4 +1,5 @@
-"""Whether a release may begin or go back at all: freeze windows, frozen rollouts, migrations.
+"""Whether a release may begin or go back at all: freeze windows, frozen rollouts, migrations,
+and what was released since.
 
 Refusals only: nothing here changes anything. No Prefect.
 """
@@ -30,6 +31,15 @@ def none_frozen(site: Site) -> None:
     """Raises Refused while a rollout waits frozen: what comes next depends on its end."""
     for rollout in site.ledger.frozen(site.service, site.environment):
         raise Refused(what_now(rollout))
+
+
+def still_serves(site: Site, release_id: str | None) -> None:
+    """Raises Refused when another one serves than whoever asked for the way back believed."""
+    serving = site.ledger.stable(site.service, site.environment)
+    if release_id is not None and serving != release_id:
+        raise Refused(
+            f"{serving or 'nothing'} serves by now, and not {release_id}; nothing was changed"
+        )
 
 
 def what_now(rollout: RolloutRecord) -> str:

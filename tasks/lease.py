@@ -7,19 +7,29 @@ platform: a process that stood still while another one took over moves nothing w
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
+from blocks.kube_lease import KubeLease
 from blocks.ledger import Ledger
 from blocks.ledger_leases import LEASE_SECONDS, RENEW_SECONDS
 from blocks.ports import TrafficRouter, Workloads
-from policy.errors import LeaseLost, Unreachable
+from policy.errors import DafnckError, LeaseLost, Unreachable
 from policy.release import Endpoints, Lease, MatchRules, Release
 from tasks.site import Site
 
 log = logging.getLogger("dafnck")
 AGAIN_SECONDS = 1.0  # after a renewal that failed
+
+
+@dataclass(frozen=True)
+class InCluster:
+    """The lease that keeps other homes off, which do not share our ledger."""
+
+    lease: KubeLease
+    token: str
 
 
 class Held:
@@ -28,12 +38,22 @@ class Held:
     def __init__(self, ledger: Ledger, token: str) -> None:
         self.token = token
         self._ledger = ledger
+        self._outer: InCluster | None = None
         self._lost = ""
         self._trouble = ""  # why the last renewal failed
         self._renewed_at = time.monotonic()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._thread.start()
+        self._threads: list[threading.Thread] = []
+        self._start("lease", self._renew)
+
+    def also(self, outer: InCluster) -> None:
+        """Renew and check that one too."""
+        self._outer = outer
+        self._start("lease there", partial(self._renew_in_cluster, outer))
+
+    def _start(self, name: str, renew: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=renew, name=name, daemon=True))
+        self._threads[-1].start()
 
     def check(self) -> None:
         """Raises LeaseLost when another process took over: it acts now, we must not. Raises
@@ -52,12 +72,20 @@ class Held:
             raise LeaseLost(self._lost)
         try:
             self._ledger.check_lease(self.token)
+            if self._outer:
+                self._outer.lease.check(self._outer.token)
         except Unreachable as error:
             log.warning("the lease could not be checked: %s", error)
 
     def free(self) -> None:
         self._over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+        if self._outer:
+            try:
+                self._outer.lease.free(self._outer.token)
+            except DafnckError as error:
+                log.warning("the lease in the cluster was not given back: %s", error)
         try:
             self._ledger.free_lease(self.token)
         except Unreachable as error:
@@ -75,6 +103,22 @@ class Held:
             except Unreachable as error:  # the next try may do
                 self._trouble, pause = str(error), AGAIN_SECONDS
                 log.warning("the lease was not renewed: %s", error)
+
+    def _renew_in_cluster(self, outer: InCluster) -> None:
+        """While the cluster is away nobody else can take it there either."""
+        pause, silent = RENEW_SECONDS, ""
+        while not self._over.wait(pause):
+            try:
+                outer.lease.renew(outer.token)
+                pause, silent = RENEW_SECONDS, ""
+            except LeaseLost as lost:
+                self._lost = str(lost)
+                return
+            except DafnckError as error:
+                pause = AGAIN_SECONDS
+                if str(error) != silent:
+                    silent = str(error)
+                    log.warning("the lease in the cluster was not renewed: %s", error)
 
 
 class FencedRouter:
@@ -128,12 +172,23 @@ class FencedWorkloads:
         self._workloads.remove(release_id)
 
 
+def _taken_in_cluster(site: Site, who: str) -> InCluster | None:
+    """None where the ledger's lease is one that all can see."""
+    lease, home = site.platform.lease, site.ledger.home
+    if lease is None or home is None:
+        return None
+    return InCluster(lease, lease.take(home, who))
+
+
 @contextmanager
 def held_lease(site: Site, who: str, *, over: Lease | None = None) -> Iterator[tuple[Site, Held]]:
     """-> the site to act on, which is fenced, and the lease. `over`: see `Ledger.take_lease`."""
     ledger = site.ledger
     held = Held(ledger, ledger.take_lease(site.service, site.environment, who, over=over))
     try:
+        # After ours is renewed: another home may have to be watched for as long as a lease lasts.
+        if outer := _taken_in_cluster(site, who):
+            held.also(outer)
         there = site.platform
         fenced = replace(
             there,

@@ -15,7 +15,7 @@ from typing import Any
 from blocks.custom_metrics import ask
 from blocks.synthetic import SyntheticRequests
 from policy.canary import NOTHING_LEARNED, CanaryJudge, judge_of, learned_from
-from policy.errors import Unreachable
+from policy.errors import NotAllowed, NotApplied, Unreachable
 from policy.judge import CustomMetric, read_requests
 from policy.release import Endpoints, Release, RolloutRecord, Verdict
 from policy.rollout import Action, Seen
@@ -203,9 +203,15 @@ class Eyes:
             unseen, self._unseen = self._unseen, []
         for sample in unseen:
             self._judge.add(sample)
-            if sample.at > self.shifted_at + SETTLE_SECONDS and sample.new and sample.stable:
+            if sample.at > self._settled_at() and sample.new and sample.stable:
                 self._arrived[0] += sample.new.requests
                 self._arrived[1] += sample.stable.requests
+
+    def _settled_at(self) -> float:
+        """From when on requests were routed by the present share: what is scraped tells of the time
+        before, too."""
+        behind = getattr(self.site.platform.metrics, "behind_seconds", 0.0)
+        return self.shifted_at + SETTLE_SECONDS + behind
 
     def _judgement(self, share: int) -> Judgement | None:
         if self._judge is None:
@@ -239,7 +245,7 @@ class Eyes:
     def _ask(self, part: str, question: Any, last: Any) -> Any:
         try:
             answer = question()
-        except Unreachable as error:
+        except (Unreachable, NotAllowed, NotApplied) as error:
             if part not in self.known.silent:
                 log.warning("%s", error)
             self.known.silent[part] = str(error)
@@ -264,7 +270,7 @@ class Eyes:
                     url=self.site.platform.url_of(self.new),
                     folder=self._folder,
                 )
-            except Unreachable as error:
+            except (Unreachable, NotAllowed, NotApplied) as error:
                 log.warning("%s", error)
             if self.known.shares.get(self.new.id, 0):  # before it has traffic it says nothing
                 with self._lock:

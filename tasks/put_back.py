@@ -13,10 +13,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from blocks.files import remove_half_written
 from blocks.processes import end_orphans
-from policy.errors import DafnckError, NotApplied, Unreachable
+from policy.errors import DafnckError, NotAllowed, NotApplied, Unreachable
 from policy.matching import resting_rules
 from policy.notice import Event
-from policy.release import FINISHED, Phase, RolloutRecord
+from policy.release import FINISHED, Phase, Release, RolloutRecord
 from policy.rollout import freeze_at
 from tasks.notify import tell, tell_promoted
 from tasks.site import Site
@@ -138,7 +138,7 @@ def _held(site: Site) -> dict[str, int] | None:
     """Shares as the router holds them; None when it does not answer."""
     try:
         return {release: share for release, share in site.platform.router.shares().items() if share}
-    except Unreachable:
+    except (Unreachable, NotAllowed, NotApplied):
         return None
 
 
@@ -171,15 +171,24 @@ def make_room(site: Site, release_id: str) -> None:
     workloads, router = site.platform.workloads, site.platform.router
     serves = bool((_held(site) or {}).get(release_id))
     endpoints = workloads.endpoints(release_id, quick=serves)
-    whole = endpoints.wanted >= release.run.replicas
+    size = _size(site, release, endpoints.wanted)
+    whole = endpoints.wanted >= size
     ready = len(endpoints.ready)
-    if ready < release.run.replicas:
-        workloads.start(release, release.run.replicas)  # also what was given up
-    if whole and (ready >= release.run.replicas or (serves and ready)):
+    if ready < size:
+        try:
+            workloads.start(release, size)  # also what was given up
+        except DafnckError as error:
+            if not ready:
+                raise
+            # What cannot be made whole still takes the requests better than what is left.
+            log.warning("%s goes on with %d replicas: %s", release_id, ready, error)
+            router.attach(endpoints)
+            return
+    if whole and (ready >= size or (serves and ready)):
         router.attach(endpoints)  # known already, but for a death in between
         return
     give_up = time.monotonic() + release.run.start
-    while len((endpoints := workloads.endpoints(release_id)).ready) < release.run.replicas:
+    while len((endpoints := workloads.endpoints(release_id)).ready) < size:
         if time.monotonic() > give_up:
             if endpoints.ready:
                 log.warning("%s: only %d replicas ready", release_id, len(endpoints.ready))
@@ -191,6 +200,18 @@ def make_room(site: Site, release_id: str) -> None:
             )
         time.sleep(0.1)
     router.attach(endpoints)
+
+
+def _size(site: Site, release: Release, wanted: int) -> int:
+    """Replicas that take all requests: as its service file says, and no fewer than it has, or than
+    an autoscaler had given it or what serves in its place."""
+    grown = 0
+    if site.platform.cluster is not None:
+        try:
+            grown = site.platform.cluster.autoscaled(release.id)
+        except DafnckError as error:
+            log.warning("what autoscalers gave %s is not known: %s", release.id, error)
+    return max(release.run.replicas, wanted, grown)
 
 
 def _clean_up(site: Site, rollout: RolloutRecord) -> None:
@@ -205,6 +226,9 @@ def _clean_up(site: Site, rollout: RolloutRecord) -> None:
         if new in site.platform.router.shares():
             site.platform.router.detach(new)
         site.platform.workloads.stop(new, site.ledger.release(new).run.grace)
+        if site.platform.cluster is not None and stable is not None:
+            # The new one brought its own version of them.
+            site.platform.cluster.apply_extras(site.ledger.release(stable))
 
 
 def _finish_promoted(site: Site, rollout: RolloutRecord) -> Phase:

@@ -2,12 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from blocks.extra_manifests import read_manifests
 from policy.errors import BadInput
 from policy.findings import Waiver
 from policy.freeze_window import FreezeWindow
@@ -97,16 +98,21 @@ def read_service(
 
     Raises BadInput with one line: file, line, key, what is wrong, the nearest known key.
     """
-    document = _load(file) if content is None else _parsed(content, file)
+    document = load_document(file, content)
+    if "stack" in document and "service" not in document:
+        line = line_of(document, ("stack",))
+        raise BadInput(
+            f"{file}:{line}: stack: this file is of several services: dafnck release, validate"
+        )
     names = environment_names(document)
     if environment is None:
         if len(names) > 1:
             raise BadInput(f"{file}: name one of its environments by --env: {', '.join(names)}")
         environment = names[0]
     if environment not in names:
-        near = _nearest(environment, names)
+        near = nearest(environment, names)
         raise BadInput(
-            f"{file}:{_line(document, ('environments',))}: environments: there is no "
+            f"{file}:{line_of(document, ('environments',))}: environments: there is no "
             f"{environment!r}{near}; there is {', '.join(names)}"
         )
     return validated(document, file, environment), environment
@@ -114,7 +120,7 @@ def read_service(
 
 def read_all(file: Path) -> dict[str, ServiceFile]:
     """Every environment of the file. Raises BadInput at the first mistake."""
-    document = _load(file)
+    document = load_document(file)
     return {name: validated(document, file, name) for name in environment_names(document)}
 
 
@@ -130,7 +136,7 @@ def configuration(service: ServiceFile, environment: str, file: Path) -> dict[st
     if wants and not (source / wants).is_file():
         key = ("build", "python", "requirements")
         raise mistake_at(file, environment, key, f"there is no file {source / wants}")
-    if (image := service.build.image) and not away:
+    if (image := service.build.image) and not image.reference and not away:
         _image_is_there(image, source, environment, file)
     read_waivers(service, environment, file)
     judge = service.rollout.judge
@@ -156,6 +162,31 @@ def configuration(service: ServiceFile, environment: str, file: Path) -> dict[st
             message = f"over {MAX_BYTES:,} bytes"
             raise mistake_at(file, environment, ("run", "files", target), message)
     return contents
+
+
+def with_image(wanted: ServiceFile, image: str | None) -> ServiceFile:
+    """The same with another image, if there is one. Raises BadInput."""
+    if image is None:
+        return wanted
+    try:
+        return wanted.with_image(image)
+    except ValidationError:
+        words = "names no image by its digest: registry.example.org/shop@sha256:… (64 digits)"
+        raise BadInput(f"--image: {image!r} {words}; nothing was changed") from None
+    except ValueError as error:
+        raise BadInput(f"--image: {error}; nothing was changed") from None
+
+
+def manifests(service: ServiceFile, environment: str, file: Path) -> tuple[dict[str, Any], ...]:
+    """More manifests that the service names. Raises BadInput for what cannot be meant."""
+    there = service.kubernetes
+    if there is None or there.manifests is None:
+        return ()
+    folder = file.parent / there.manifests
+    if not folder.is_dir():
+        named = ("kubernetes", "manifests")
+        raise mistake_at(file, environment, named, f"there is no directory {folder}")
+    return read_manifests(folder, there.namespace)
 
 
 def _image_is_there(image: ImageBuild, source: Path, environment: str, file: Path) -> None:
@@ -185,37 +216,40 @@ def read_waivers(service: ServiceFile, environment: str, file: Path) -> list[Wai
     path = file.parent / service.scan.waivers
     if not path.is_file():
         raise mistake_at(file, environment, ("scan", "waivers"), f"there is no file {path}")
-    document = _load(path)
+    document = load_document(path)
     try:
-        return Waivers.model_validate(_plain(document)).waivers
+        return Waivers.model_validate(plain_values(document)).waivers
     except ValidationError as error:
-        raise BadInput(_explain(error, document, path, environment)) from None
+        raise BadInput(explained(error, document, path, environment)) from None
 
 
 def mistake_at(file: Path, environment: str, key: Path_, message: str) -> BadInput:
     """A mistake that only the outside world tells, at the line of its key."""
-    document = _load(file)
+    document = load_document(file)
     where = _find(document, key, environment) or key
-    return BadInput(f"{file}:{_line(document, where)}: {'.'.join(map(str, where))}: {message}")
+    return BadInput(f"{file}:{line_of(document, where)}: {'.'.join(map(str, where))}: {message}")
 
 
 def validated(document: Mapping[str, Any], file: Path, environment: str) -> ServiceFile:
     try:
         # The whole first: a mistake in a part that this environment replaces is still a mistake.
-        ServiceFile.model_validate(_plain(document))
+        ServiceFile.model_validate(plain_values(document))
         _check_overrides(document)
-        return ServiceFile.model_validate(laid_over(_plain(document), environment))
+        return ServiceFile.model_validate(laid_over(plain_values(document), environment))
     except ValidationError as error:
-        raise BadInput(_explain(error, document, file, environment)) from None
+        raise BadInput(explained(error, document, file, environment)) from None
 
 
 def _check_overrides(document: Mapping[str, Any]) -> None:
     environments = document.get("environments") or {}
     for override in environments.values():
-        Override.model_validate(_plain(override or {}))
+        Override.model_validate(plain_values(override or {}))
 
 
-def _load(file: Path) -> Mapping[str, Any]:
+def load_document(file: Path, content: str | None = None) -> Mapping[str, Any]:
+    """`content`: what it says, when the file itself is not here."""
+    if content is not None:
+        return _parsed(content, file)
     try:
         if file.stat().st_size > MAX_BYTES:
             raise BadInput(f"{file}: over {MAX_BYTES:,} bytes; this is no service file")
@@ -248,7 +282,7 @@ def _parsed(text: str, file: Path) -> Mapping[str, Any]:
     return document
 
 
-def _plain(value: Any, left: list[int] | None = None) -> Any:
+def plain_values(value: Any, left: list[int] | None = None) -> Any:
     """ruamel's containers and scalars as plain ones, so that models see what JSON would hold.
     Aliases are written out, up to a number of values that no file of a person has."""
     left = left if left is not None else [MAX_VALUES]
@@ -256,11 +290,13 @@ def _plain(value: Any, left: list[int] | None = None) -> Any:
     if left[0] < 0:
         raise BadInput(f"over {MAX_VALUES:,} values, aliases written out; this is no service file")
     if isinstance(value, Mapping):
-        return {(str(k) if k is not None else "null"): _plain(v, left) for k, v in value.items()}
+        return {
+            (str(k) if k is not None else "null"): plain_values(v, left) for k, v in value.items()
+        }
     if isinstance(value, str):
         return str(value)
     if isinstance(value, Sequence):
-        return [_plain(item, left) for item in value]
+        return [plain_values(item, left) for item in value]
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
@@ -268,14 +304,19 @@ def _plain(value: Any, left: list[int] | None = None) -> Any:
     return float(value) if isinstance(value, float) else str(value)
 
 
-def _explain(
-    error: ValidationError, document: Mapping[str, Any], file: Path, environment: str
+def explained(
+    error: ValidationError,
+    document: Mapping[str, Any],
+    file: Path,
+    environment: str = "",
+    keys_beside: Callable[[Path_], list[str]] | None = None,
 ) -> str:
-    """The first mistake in the file's own order, as one line."""
+    """The first mistake in the file's own order, as one line. `keys_beside`: the known keys of the
+    mapping in which this one is."""
     places = []
     for mistake in error.errors(include_url=False):
         path = _known_path(mistake["loc"])
-        message = _message(mistake, path)
+        message = _message(mistake, path, keys_beside or _keys_beside)
         if match := re.match(r"([A-Za-z0-9_./-]+): (.*)", message, re.DOTALL):
             # A rule across keys names the key that it is about.
             words = match[1].split(".")  # run.port: also of one that is missing
@@ -287,7 +328,7 @@ def _explain(
                 path, message = named, match[2]
         where = _find(document, path, environment) or path
         # A misspelt key first: what is then missing is missing because of it.
-        order = mistake["type"] != "extra_forbidden", _line(document, where)
+        order = mistake["type"] != "extra_forbidden", line_of(document, where)
         places.append((order, where, message))
     (_, line), where, message = min(places, key=lambda place: place[0])
     return f"{file}:{line}: {'.'.join(map(str, where)) or 'the file'}: {message}"
@@ -299,10 +340,10 @@ def _known_path(location: tuple[str | int, ...]) -> Path_:
     return tuple(p for p in location if isinstance(p, int) or not re.fullmatch(added, p))
 
 
-def _message(mistake: Any, path: Path_) -> str:
+def _message(mistake: Any, path: Path_, keys_beside: Callable[[Path_], list[str]]) -> str:
     kind, given = mistake["type"], mistake.get("input")
     if kind == "extra_forbidden":
-        return "unknown key" + _nearest(str(path[-1]), _keys_beside(path))
+        return "unknown key" + nearest(str(path[-1]), keys_beside(path))
     if kind == "missing":
         return "is missing"
     if kind == "model_type" or kind == "dict_type":
@@ -310,7 +351,7 @@ def _message(mistake: Any, path: Path_) -> str:
     if kind.startswith("literal_error"):
         expected = mistake["ctx"]["expected"]
         options = re.findall(r"'([^']+)'", expected)
-        return f"must be {expected}, not {_shown(given)}" + _nearest(str(given), options)
+        return f"must be {expected}, not {_shown(given)}" + nearest(str(given), options)
     if kind == "string_pattern_mismatch":
         return f"{_shown(given)} does not fit {mistake['ctx']['pattern']}"
     if kind == "value_error":
@@ -334,7 +375,7 @@ def _keys_beside(path: Path_) -> list[str]:
     return list(model.model_fields) if model else []
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]}?"
@@ -361,7 +402,7 @@ def _exists(document: Any, path: Path_) -> bool:
     return True
 
 
-def _line(document: Any, path: Path_) -> int:
+def line_of(document: Any, path: Path_) -> int:
     """Line of the last part of the path that is there; the mapping's own line for one missing."""
     line = 1
     for part in path:

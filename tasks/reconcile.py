@@ -14,6 +14,7 @@ from typing import Protocol
 
 from blocks.ledger import Ledger
 from blocks.ledger_leases import LEASE_SECONDS, holder_died
+from policy.change import ChangeRecord, is_place
 from policy.errors import DafnckError, NotAllowed, Refused, Unreachable
 from policy.release import TERMINAL, UNLED, Lease, Phase, RolloutRecord
 from tasks.lease import held_lease
@@ -37,7 +38,8 @@ class FlowRuns(Protocol):
 
 @dataclass(frozen=True)
 class Unled:
-    """A place in which nobody leads what is unfinished."""
+    """A place in which nobody leads what is unfinished. That of a change of several services is
+    named by its stack (`policy.change.place_of`)."""
 
     service: str
     environment: str
@@ -64,16 +66,18 @@ class Watch:
 
     def look(self, ledger: Ledger) -> list[Unled]:
         """Raises Unreachable when the ledger cannot be read."""
-        rollouts = {(r.service, r.environment): r for r in ledger.unfinished()}
+        unfinished: list[RolloutRecord | ChangeRecord]
+        unfinished = [*ledger.unfinished(), *ledger.unfinished_changes()]
+        left = {(one.service, one.environment): one for one in unfinished}
         leases = {(lease.service, lease.environment): lease for lease in ledger.leases()}
         now = self.monotonic()
         passed = min(now - self._looked_at, 2 * LOOK_SECONDS) if self._looked_at else 0.0
         self._looked_at = now
         self._seen = {place: seen for place, seen in self._seen.items() if place in leases}
         found = []
-        for place in sorted({*rollouts, *leases}):
-            rollout, lease = rollouts.get(place), leases.get(place)
-            why = self._lapsed(place, lease, passed) if lease else self._left(ledger, rollout)
+        for place in sorted({*left, *leases}):
+            one, lease = left.get(place), leases.get(place)
+            why = self._lapsed(place, lease, passed) if lease else self._left(ledger, one)
             if why:
                 found.append(Unled(*place, why, lease))
         return found
@@ -90,10 +94,16 @@ class Watch:
             return ""
         return f"its lease lapsed: not renewed for {seen.seconds:.0f} s"
 
-    def _left(self, ledger: Ledger, rollout: RolloutRecord | None) -> str:
-        """Its lease was given back before the rollout ended. Asked once more: it may have ended
-        or been frozen between our two questions."""
-        if rollout is None or ledger.rollout(rollout.id).phase in UNLED:
+    def _left(self, ledger: Ledger, one: RolloutRecord | ChangeRecord | None) -> str:
+        """Its lease was given back before it ended. Asked once more: it may have ended or been
+        frozen between our two questions."""
+        if one is None:
+            return ""
+        if isinstance(one, ChangeRecord):
+            over = ledger.change(one.id).verdict is not None
+        else:
+            over = ledger.rollout(one.id).phase in UNLED
+        if over:
             return ""
         return "its process ended and left it unfinished"
 
@@ -106,6 +116,8 @@ def end(site: Site, unled: Unled, who: str, *, stays: bool = False) -> list[Phas
         until.callback(site.outbox.let_go if stays else site.outbox.close)  # the lease is free then
         try:
             site, _ = until.enter_context(held_lease(site, who, over=unled.lease))
+        except NotAllowed:
+            raise  # nobody acts: we are not let in
         except Refused as taken:
             log.info("%s: %s", site, taken)
             return []
@@ -121,20 +133,22 @@ def close(
     """Report a rollout that somebody else had to end, and have Prefect show its run as crashed.
     -> False while Prefect does not answer: to be tried again later."""
     if rollout.left_run is not None:
-        if runs is None or not _crashed(runs, rollout.left_run, "it died; another run goes on"):
+        if runs is None or not show_as_crashed(
+            runs, rollout.left_run, "it died; another run goes on"
+        ):
             return False
         site.ledger.told_of_left_run(rollout.id)
     if rollout.taken_over is None or rollout.phase not in UNLED:
         return True  # it is led again
     if rollout.flow_run_id is not None:
-        if runs is None or not _crashed(runs, rollout.flow_run_id, rollout.taken_over or ""):
+        if runs is None or not show_as_crashed(runs, rollout.flow_run_id, rollout.taken_over or ""):
             return False
     report(site, rollout.id)
     site.ledger.close_rollout(rollout.id)
     return True
 
 
-def _crashed(runs: FlowRuns, flow_run_id: str, why: str) -> bool:
+def show_as_crashed(runs: FlowRuns, flow_run_id: str, why: str) -> bool:
     try:
         if runs.state(flow_run_id).get("type") not in TERMINAL:
             runs.set_state(flow_run_id, "CRASHED", why, force=True)
@@ -160,6 +174,8 @@ def everywhere(
     said: list[str] = []
     troubles: list[DafnckError] = []
     for unled in Watch().look(ledger):
+        if is_place(unled.service):
+            continue  # of several services: tasks/change.py
         try:
             phases = end(site_of(unled.service, unled.environment), unled, who)
             said += [f"{unled.service} in {unled.environment}: {phase}" for phase in phases]

@@ -38,9 +38,10 @@ def smoke_test(
     with site.ledger.act(rollout.id, "smoke", release=release.id, stage=stage) as said:
         failed = []
         endpoints = site.platform.workloads.endpoints(release.id, quick=True)
+        door = site.platform.preview_url_of if preview else site.platform.url_of
+        url = door(release)
         for test in release.smoke:
             still_good()
-            url = site.platform.url_of(release)
             if test.get is not None:
                 why = smoke.ask(test, url, headers)
             else:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from policy.errors import NotApplied, Unreachable
 from policy.matching import resting_rules, rollout_rules
@@ -24,6 +25,7 @@ from tasks.site import Site
 log = logging.getLogger("dafnck")
 NUMBERS = re.compile(r"[\d.,]+")
 TELL_SECONDS = 30.0
+ROUTE_SECONDS = 5.0
 
 
 @task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)
@@ -38,14 +40,28 @@ def preview(
     with site.ledger.act(rollout.id, "preview", release=release.id):
         router.attach(endpoints)
         router.match(rules)
-        if release.run.health.path is None:
-            return  # its health is told by a command; the router's own read-back must do
-        for _ in range(release.run.health.successes):
-            _ask_through_router(site, release, rules.preview)
+        if release.run.health.path is None or site.platform.by_replicas:
+            # Its health is told by a command, or a Service alone tells no previews apart: what
+            # the platform says and the router's own read-back must do.
+            return
+        for attempt in _soon():
+            with attempt:
+                for _ in range(release.run.health.successes):
+                    _ask_through_router(site, release, rules.preview)
+
+
+def _soon() -> Retrying:
+    """Gateways that have accepted a route may need a moment to act by it."""
+    return Retrying(
+        retry=retry_if_exception_type(NotApplied),
+        wait=wait_fixed(0.2),
+        stop=stop_after_delay(ROUTE_SECONDS),
+        reraise=True,
+    )
 
 
 def _ask_through_router(site: Site, release: Release, header: dict[str, str]) -> None:
-    url = site.platform.url_of(release) + (release.run.health.path or "/")
+    url = site.platform.preview_url_of(release) + (release.run.health.path or "/")
     request = urllib.request.Request(url, headers={"Host": release.host, **header})
     try:
         with urllib.request.urlopen(request, timeout=release.run.health.timeout + 2) as answer:

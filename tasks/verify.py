@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterator
 
+from blocks.builder import Builder
 from blocks.images import Images
+from blocks.ports import ObjectStore
 from policy.errors import DafnckError, NotAllowed, Refused, Unreachable
 from policy.provenance import SBOM, Link, Statement
 from policy.release import Release
@@ -36,11 +38,25 @@ def chain(site: Site, release: Release) -> Iterator[Link]:
     yield from site.platform.inspect(release)
 
 
+def fetch_image(builder: Builder, store: ObjectStore, release: Release) -> None:
+    """What is known of an image that was built elsewhere, from the object store: each run in a
+    cluster has a home of its own. It is believed no more than what lies here: it is verified next.
+    What is not there is told by that."""
+    if not release.image or not release.content:
+        return
+    if builder.size_bytes(release.artifact) is not None:
+        return
+    key = f"artifacts/{release.artifact}/artifact-{release.content[:16]}.tar.gz"
+    if (archive := store.get(key)) is not None:
+        builder.unpack(release.artifact, archive)
+
+
 def verify_artifact(site: Site, rollout_id: int, release: Release) -> None:
     """Is what is about to be started what was built and signed? Raises Refused, with what is not.
     For an image also: does its tag still name it? Somebody moved it otherwise, and what people
     think that they release is not what was built."""
     with site.ledger.act(rollout_id, "verify", artifact=release.artifact) as said:
+        fetch_image(site.builder, site.store, release)
         statement, key = site.attestations.verify(release.artifact, release.content or None)
         commit = statement.source.digest.get("gitCommit", "no commit")
         said["signed"] = f"by {key[:12]}, of {commit}"

@@ -1,5 +1,6 @@
 """Starts replicas of the new release and proves them ready; retires replicas of the old one."""
 
+import logging
 import re
 import shutil
 import time
@@ -16,6 +17,9 @@ from tasks.retrying import when_unreachable
 from tasks.site import Site
 from tasks.verify import verify_artifact
 
+log = logging.getLogger("dafnck")
+
+SHRINK_SECONDS = 60.0  # the autoscalers of Kubernetes look every 15
 EVIDENCE_KEPT = 100  # folders of rollouts and pipelines; the ledger keeps what the gates said
 
 
@@ -37,8 +41,20 @@ def start_replicas(
     Raises NotReady with the reason that the platform knows; no traffic has moved then."""
     verify_artifact(site, rollout_id, release)
     with site.ledger.act(rollout_id, "start", release=release.id, replicas=replicas):
-        site.platform.workloads.start(release, replicas)
+        # Fewer than it has would be a shrink: an autoscaler of its own may have grown it.
+        has = site.platform.workloads.endpoints(release.id, quick=True).wanted
+        site.platform.workloads.start(release, max(replicas, has))
         return wait_ready(site, release, replicas, still_good)
+
+
+def replicas_of(site: Site, asked: int, stable: Release | None) -> tuple[int, int | None]:
+    """-> replicas of the new release, and of the stable one: as many as were asked for, and as an
+    autoscaler has given the stable one by now. None: there is none."""
+    if stable is None:
+        return asked, None
+    cluster = site.platform.cluster
+    size = cluster.autoscaled(stable.id) if cluster else 0
+    return max(asked, size), max(stable.run.replicas, size)
 
 
 def wait_ready(
@@ -91,6 +107,21 @@ def shrink_stable(
             site.platform.router.attach(staying.first(replicas))
             put_back.drain(site, release.id, keep=replicas, still_good=still_good)
             workloads.start(release, replicas)
+            _wait_shrunk(site, release, replicas, still_good)
+
+
+def _wait_shrunk(
+    site: Site, release: Release, replicas: int, still_good: Callable[[], None]
+) -> None:
+    """An autoscaler takes its time to do as it is told. After that it is told again, until the
+    rollout is late."""
+    give_up = time.monotonic() + SHRINK_SECONDS
+    while (has := site.platform.workloads.endpoints(release.id, quick=True).wanted) > replicas:
+        if time.monotonic() > give_up:
+            log.warning("%s still has %d replicas, not %d", release.id, has, replicas)
+            return
+        still_good()
+        time.sleep(0.2)
 
 
 @task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=1, retry_condition_fn=when_unreachable)

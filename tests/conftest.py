@@ -11,6 +11,13 @@ from typing import Any
 
 import pytest
 from docker_fixtures import docker, image_service, registry, source  # noqa: F401 - fixtures
+from kube_fixtures import kube, kube_gateway  # noqa: F401 - fixtures
+from kube_releases import gateway_place, releases  # noqa: F401 - fixtures
+from kube_stage import (  # noqa: F401 - fixtures
+    kube_gateway_stage,
+    kube_service_stage,
+    real_cluster_stage,
+)
 
 from bench.stage import PROBE, brought_down_if_we_die, probe_file
 from blocks.ledger import Ledger
@@ -20,6 +27,16 @@ from deployments import local_stack
 from policy.release import RolloutRecord
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A cluster is only touched where it was named for that: by `make test-kubernetes`."""
+    if os.environ.get("DAFNCK_TEST_KUBECONFIG"):
+        return
+    skip = pytest.mark.skip(reason="needs a cluster: KUBECONFIG=… make test-kubernetes")
+    for item in items:
+        if item.get_closest_marker("kubernetes"):
+            item.add_marker(skip)
 
 
 def free_port() -> int:

@@ -17,19 +17,24 @@ BUSYBOX = Path("/bin/busybox")
 REGISTRY = "docker-registry"
 RELEASED: set[str] = set()  # names of services, by all tests of this process
 
-# Serves the id of its release. What it writes it writes to /tmp: the rest is read-only.
+# Serves the id of its release, or errors. What it writes it writes to /tmp: the rest is read-only.
 SERVE = """#!/bin/sh
 echo "$0 begins as $(id -u) with $GREETING"
 mkdir /tmp/www && echo -n "$DAFNCK_RELEASE" > /tmp/www/index.html
 test "$HEALTH" = 503 || echo good > /tmp/www/healthz
 test -z "$DIE" || { echo "no database"; exit 3; }
+test -z "$FAIL" || exec httpd -f -p "$PORT" -h /srv/fail
 exec httpd -f -p "$PORT" -h /tmp/www
+"""
+ERROR = """#!/bin/sh
+printf 'Status: 500 broken\\r\\nContent-Type: text/plain\\r\\n\\r\\nbroken'
 """
 DOCKERFILE = """FROM scratch AS tools
 COPY busybox /bin/busybox
 RUN ["/bin/busybox", "--install", "-s", "/bin"]
 FROM tools AS tested
 COPY serve /srv/serve
+COPY fail /srv/fail
 WORKDIR /srv
 FROM tested AS app
 ARG WORDS=none
@@ -79,6 +84,11 @@ def image_source(folder: Path) -> Path:
     # Another image for each test: what one removes is no other's.
     (folder / "serve").write_text(f"{SERVE}# {secrets.token_hex(8)}\n")
     (folder / "serve").chmod(0o755)
+    # What httpd runs for a folder without an index.
+    (folder / "fail" / "cgi-bin").mkdir(parents=True)
+    (folder / "fail" / "cgi-bin" / "index.cgi").write_text(ERROR)
+    (folder / "fail" / "cgi-bin" / "index.cgi").chmod(0o755)
+    (folder / "fail" / "healthz").write_text("good")
     (folder / "Dockerfile").write_text(DOCKERFILE)
     return folder
 
@@ -127,7 +137,7 @@ def remove_containers(docker: Any, *services: str) -> None:
 
 
 def remove_image(docker: Any, image: str) -> None:
-    from docker.errors import NotFound
+    from blocks.docker_errors import NotFound
 
     try:
         docker.remove_image(image, force=True)

@@ -183,6 +183,10 @@ def an_artifact(folder: Path, name: str = "abc") -> Attestations:
     return Attestations(folder / "artifacts", keys)
 
 
+def _nowhere(release: Release) -> str:
+    return "http://127.0.0.1:1"
+
+
 def a_site(
     folder: Path,
     clock: Callable[[], float] | None = None,
@@ -191,7 +195,7 @@ def a_site(
 ) -> Site:
     clock = clock or Clock()
     router = FakeRouter()
-    platform = Platform(FakeWorkloads(), router, FakeMetrics(router, clock), web_port=1)
+    platform = Platform(FakeWorkloads(), router, FakeMetrics(router, clock), _nowhere, _nowhere)
     attestations = an_artifact(folder)
     return Site(
         "shop",

@@ -64,7 +64,7 @@ def test_results_and_coverage_come_out_of_the_container(artifact: Path, tmp_path
     result = run(artifact, tmp_path, command)
     assert (result.ran, result.failed, result.broken) == (1, (), "")
     assert result.coverage == 75.0
-    assert said(tmp_path) == "/srv\nserve\n", "in the image, where it works"
+    assert said(tmp_path) == "/srv\nfail\nserve\n", "in the image, where it works"
     assert {path.name for path in (tmp_path / "evidence" / "unit").iterdir()} == {
         *("junit.xml", "coverage.xml", "output-1.log")
     }

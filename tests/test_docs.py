@@ -60,7 +60,7 @@ WHOLE_FILES = [
     text
     for page in PAGES
     for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
-    if "version: 1" in text
+    if "version: 1" in text and "\nstack: " not in text
 ]
 
 

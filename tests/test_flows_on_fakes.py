@@ -9,15 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import FakeNotifier, a_site
+from fakes import FakeNotifier, a_release, a_site, serving
 from test_local_stack import frozen
-from test_tasks_put_back import fakes, under_way
+from test_tasks_put_back import autoscaled, fakes, under_way
 
-from flows import resume
+from flows import resume, rollback
 from flows.carry_out import Progress, carry_out, whole_or_nothing
 from policy.errors import NotApplied, Unreachable
 from policy.notice import Event
-from policy.release import Phase, RolloutRecord
+from policy.release import Phase, Release, RolloutRecord
 from policy.rollout import (
     Action,
     AskApproval,
@@ -25,6 +25,7 @@ from policy.rollout import (
     Promote,
     Seen,
     Shift,
+    Step,
     Wait,
     next_action,
     plan,
@@ -32,6 +33,7 @@ from policy.rollout import (
 from policy.service_file import Rollout
 from tasks import traffic
 from tasks.site import Site
+from tasks.workloads import shrink_stable, start_replicas
 
 
 @contextmanager
@@ -49,8 +51,9 @@ def falls_silent(site: Site) -> None:
 
 @pytest.fixture(autouse=True)
 def no_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "reported", unreported)
-    monkeypatch.setattr(resume, "prune", lambda *_, **__: None)
+    for flow in (resume, rollback):
+        monkeypatch.setattr(flow, "reported", unreported)
+        monkeypatch.setattr(flow, "prune", lambda *_, **__: None)
 
 
 def test_resumed_with_a_silent_ledger_no_traffic_goes_to_old_code(
@@ -118,6 +121,54 @@ def test_a_person_brings_a_dead_frozen_release_back_to_life(
     workloads.sick.clear()
     resume._resume(site, "ada")
     assert decided == [Promote("ada let it go on")]
+
+
+def test_a_rollback_goes_to_as_many_replicas_as_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = autoscaled(a_site(tmp_path), 7)
+    target = serving(site)
+    serving(site, a_release(1))
+    seen: list[Plan] = []
+
+    def carry(site: Site, rollout: RolloutRecord, _: object, steps: Plan, *__: object) -> None:
+        seen.append(steps)
+        site.ledger.promote(rollout.id, "as it was")
+
+    monkeypatch.setattr(rollback, "carry_out", carry)
+    rollback._rollback(site, target.id, False, "", "ada", None)
+    assert [steps.steps for steps in seen] == [(Step(100, 7, 7),)]
+    assert (seen[0].first, seen[0].shrinks) == (False, False)
+
+
+def test_a_shrink_waits_for_the_autoscaler_that_does_it(tmp_path: Path) -> None:
+    """Else the next look would find it undone, and ask for it again and again."""
+    site = a_site(tmp_path)
+    stable, _, rollout = under_way(site, 50)
+    _, workloads = fakes(site)
+    start, looks, told = workloads.start, [0], []
+
+    def tell_it(release: Release, replicas: int) -> None:
+        told.append(replicas)
+
+    def still_good() -> None:
+        looks[0] += 1
+        if told and looks[0] > 10:
+            start(stable, told[0])
+
+    workloads.start = tell_it  # type: ignore[method-assign]
+    shrink_stable.fn(site, rollout, 1, still_good)
+    assert (told, workloads.wanted[stable.id]) == ([1], 1)
+
+
+def test_a_start_takes_no_replica_away(tmp_path: Path) -> None:
+    """An autoscaler of its own has grown the new release, and some are not ready yet."""
+    site = a_site(tmp_path)
+    _, new, rollout = under_way(site, 50)
+    _, workloads = fakes(site)
+    workloads.start(new, 5)
+    start_replicas.fn(site, rollout.id, new, 3, lambda: None)
+    assert workloads.wanted[new.id] == 5
 
 
 def test_people_hear_once_that_a_person_is_waited_for(

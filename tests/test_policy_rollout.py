@@ -148,6 +148,19 @@ def test_rolling_goes_replica_by_replica() -> None:
     assert [a.replicas for a in journey if isinstance(a, ShrinkStable)] == [3, 2, 1, 0]
 
 
+def test_an_old_release_that_an_autoscaler_has_grown_is_left_alone() -> None:
+    for rollout in (CANARY, {"strategy": "blue-green", "bake": 2}):
+        journey = walk(a_plan(rollout), World(stable_running=7))
+        shrunk = [action.replicas for action in journey if isinstance(action, ShrinkStable)]
+        assert shrunk == [0], "once the new one is promoted"
+
+
+def test_rolling_shrinks_what_an_autoscaler_has_grown_meanwhile() -> None:
+    journey = walk(a_plan({"strategy": "rolling"}, replicas=4, old=4), World(stable_running=9))
+    assert shifts(journey) == [25, 50, 75, 100]
+    assert [a.replicas for a in journey if isinstance(a, ShrinkStable)] == [3, 2, 1, 0]
+
+
 def test_recreate_stops_the_old_release_first() -> None:
     journey = walk(a_plan({"strategy": "recreate"}), World())
     kinds = [type(action) for action in journey]

@@ -1,7 +1,9 @@
 """Traffic first: what gives traffic back, wherever a rollout died. No Prefect, no servers."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,6 +104,48 @@ def test_stable_gets_its_replicas_before_its_traffic(tmp_path: Path) -> None:
     put_back.put_back(site, rollout.id, "bad")
     assert workloads.wanted[stable.id] == stable.run.replicas
     assert len(router.attached[stable.id].urls) == stable.run.replicas
+
+
+def autoscaled(site: Site, size: int) -> Site:
+    """With an autoscaler that had given the release that serves so many replicas."""
+    cluster: Any = SimpleNamespace(autoscaled=lambda _: size, apply_extras=lambda _: None)
+    site.platform = replace(site.platform, cluster=cluster)
+    return site
+
+
+def test_stable_gets_the_size_that_an_autoscaler_had_given_it(tmp_path: Path) -> None:
+    """`rolling` has left it just as many as its service file says."""
+    site = autoscaled(a_site(tmp_path), 5)
+    stable, _, rollout = under_way(site, 50)
+    router, workloads = fakes(site)
+    put_back.put_back(site, rollout.id, "bad")
+    assert workloads.wanted[stable.id] == 5 > stable.run.replicas
+    assert len(router.attached[stable.id].urls) == 5
+
+
+def test_the_way_back_takes_no_replica_from_stable(tmp_path: Path) -> None:
+    """An autoscaler has grown it past its service file, and some are not ready."""
+    site = a_site(tmp_path)
+    stable, _, rollout = under_way(site, 50)
+    _, workloads = fakes(site)
+    workloads.start(stable, 5)
+    workloads.sick[stable.id] = "no database"
+    with pytest.raises(NotApplied):
+        put_back.put_back(site, rollout.id, "bad")
+    assert workloads.wanted[stable.id] == 5
+
+
+def test_autoscalers_that_cannot_be_asked_do_not_hold_traffic_up(tmp_path: Path) -> None:
+    site = a_site(tmp_path)
+    stable, _, rollout = under_way(site, 50)
+
+    def away(_: str) -> int:
+        raise Unreachable("the cluster does not answer")
+
+    cluster: Any = SimpleNamespace(autoscaled=away, apply_extras=lambda _: None)
+    site.platform = replace(site.platform, cluster=cluster)
+    put_back.put_back(site, rollout.id, "bad")
+    serves_alone(site, stable)
 
 
 def test_no_traffic_to_a_stable_release_that_cannot_start(tmp_path: Path) -> None:

@@ -877,6 +877,8 @@ def test_the_guard_waits_for_a_ledger_that_does_not_answer_yet(
     thread.start()
     thread.join(1)
     assert thread.is_alive(), "it asks again"
+    (tmp_path / guard_module.LOOKED).unlink()
+    wait_for((tmp_path / guard_module.LOOKED).exists, "who waits does not hang")
     (tmp_path / "there" / "ledger.db").rmdir()
     wait_for(lambda: opened, "it is there now")
     opened[0].close()

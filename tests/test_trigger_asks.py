@@ -67,7 +67,7 @@ def test_every_difference_makes_another_run() -> None:
 
 def test_a_pipeline_knows_no_freeze() -> None:
     pipeline = replace(WISH, flow="pipeline").parameters("ada")
-    assert set(WISH.parameters("ada")) - set(pipeline) == {"freeze_override"}
+    assert set(WISH.parameters("ada")) - set(pipeline) == {"freeze_override", "image"}
 
 
 @pytest.fixture
