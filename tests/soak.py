@@ -595,8 +595,9 @@ def run_all(
 
 
 def name_of(lane: str, platform: str) -> str:
-    """Names of containers are the engine's, and two runs may meet there."""
-    return own_name(lane) if platform == "docker" else lane
+    """Names of containers are the engine's, where two runs may meet; and what serves on a cluster is
+    no service of the same stack on this machine."""
+    return lane if platform == "local" else own_name(lane)
 
 
 def count_all(stack: Stack, folder: Path, on: Where) -> dict[str, int]:

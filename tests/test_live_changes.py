@@ -179,8 +179,9 @@ def test_a_leader_that_is_gone_is_replaced_and_all_goes_back(
         ended = over(ledger, change.id)
         wait_for(lambda: api.state(run).get("type") == state, f"{state} in Prefect", 60)
     assert ended.verdict == "rolled back"
-    died = "its process died" if way == "kill" else "its process was told to stop"
-    assert died in (ended.trouble or "")
+    # By Prefect's state, or by the signal of its runner: whichever it hears first.
+    words = {"kill": ["its process died"], "cancel": ["cancelled in Prefect", "was told to stop"]}
+    assert any(word in (ended.trouble or "") for word in words[way]), ended.trouble
     serve(stack, **{f"{way}_db": "1", f"{way}_web": "1"})
     last = next(r for r in ledger.rollouts_of_change(change.id) if r.service == web)
     assert last.phase is Phase.ROLLED_BACK
