@@ -595,8 +595,8 @@ def run_all(
 
 
 def name_of(lane: str, platform: str) -> str:
-    """Names of containers are the engine's, where two runs may meet; and what serves on a cluster is
-    no service of the same stack on this machine."""
+    """Names of containers are the engine's, where two runs may meet; and what serves on a cluster
+    is no service of the same stack on this machine."""
     return lane if platform == "local" else own_name(lane)
 
 
