@@ -1,17 +1,15 @@
 """More manifests of a team, beside those that follow from its service file: a folder of YAML, or a
 kustomization, which kubectl renders."""
 
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from policy.errors import BadInput, Refused
+from blocks.kubectl import rendered
+from policy.errors import BadInput
 
 KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 MAX_BYTES = 4 * 2**20
-RENDER_SECONDS = 60.0
 
 
 def read_manifests(folder: Path, namespace: str) -> tuple[dict[str, Any], ...]:
@@ -49,25 +47,11 @@ def _text(path: Path) -> str:
 
 
 def _rendered(folder: Path) -> str:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        raise Refused(
-            f"{folder} is a kustomization, and there is no kubectl to render it; nothing was "
-            "changed. Install kubectl, or render it into a folder of manifests"
-        )
-    try:
-        done = subprocess.run(
-            [kubectl, "kustomize", str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=RENDER_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise Refused(f"kubectl did not render {folder} in {RENDER_SECONDS:g}s") from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise BadInput(f"{folder}: kubectl kustomize: {last}")
-    return done.stdout
+    return rendered(
+        folder,
+        f"{folder} is a kustomization, and there is no kubectl to render it; nothing was changed. "
+        "Install kubectl, or render it into a folder of manifests",
+    )
 
 
 def _objects(path: Path, text: str, namespace: str) -> Iterator[dict[str, Any]]:

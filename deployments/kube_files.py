@@ -1,13 +1,12 @@
 """The manifests that ship, as objects: a namespace and an image put in. kubectl is not needed: of
 kustomize the few words are read that these files use. What uses more, kubectl renders."""
 
-import shutil
-import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from policy.errors import BadInput, Refused
+from blocks import kubectl
+from policy.errors import BadInput
 
 FILES = Path(__file__).parent / "kubernetes"
 OVERLAYS = ("postgres", "external-database")
@@ -24,7 +23,6 @@ CLUSTER_WIDE = (
     "PriorityClass",
     "StorageClass",
 )
-RENDER_SECONDS = 60.0
 Object = dict[str, Any]
 
 
@@ -200,23 +198,9 @@ def _documents(text: str, path: Path) -> Iterator[Any]:
 
 
 def _by_kubectl(folder: Path) -> str:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        raise Refused(
-            f"{folder} uses more of kustomize than {', '.join(sorted(WORDS))} of files, and there "
-            "is no kubectl to render it; nothing was changed"
-        )
-    try:
-        done = subprocess.run(
-            [kubectl, "kustomize", "--load-restrictor=LoadRestrictionsNone", str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=RENDER_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise Refused(f"kubectl did not render {folder} in {RENDER_SECONDS:g}s") from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise BadInput(f"{folder}: kubectl kustomize: {last}")
-    return done.stdout
+    return kubectl.rendered(
+        folder,
+        f"{folder} uses more of kustomize than {', '.join(sorted(WORDS))} of files, and there is "
+        "no kubectl to render it; nothing was changed",
+        "--load-restrictor=LoadRestrictionsNone",
+    )
