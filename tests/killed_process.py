@@ -74,10 +74,22 @@ class Count:
 
 
 def flow(
-    kind: str, parameters: dict[str, Any], at: int | str, passed: str, abort_at_shift: bool
+    kind: str,
+    parameters: dict[str, Any],
+    at: int | str,
+    passed: str,
+    abort_at_shift: bool,
+    kubeconfig: str | None,
 ) -> None:
-    """Run a flow in this process, which dies at boundary `at` (0: never), or after that act."""
+    """Run a flow in this process, which dies at boundary `at` (0: never), or after that act.
+
+    `kubeconfig` is given by value: a forked process has the environment in which the fork server
+    began, maybe of an earlier test.
+    """
     os.setsid()
+    os.environ.pop("KUBECONFIG", None)
+    if kubeconfig:
+        os.environ["KUBECONFIG"] = kubeconfig
     quiet = os.open(f"{passed}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)

@@ -126,6 +126,7 @@ class Lane:
             self._url = str(self._there.door)
             there = self._there.target()
             self._platform = kube_platform(self._there.api, there, name, "local", folder)
+        self._kubeconfig = str(place.cluster[0].kubeconfig) if place.cluster else None
         self._spawn = multiprocessing.get_context("forkserver")
         self._spawn.set_forkserver_preload(PRELOADED)
         self._orders = stack.home / "kill"
@@ -260,7 +261,7 @@ class Lane:
         flow = "rollback" if kind == "rollback" else "release"
         process = self._spawn.Process(
             target=killed_process.flow,
-            args=(flow, parameters, at, str(passed), kind == "rolled back"),
+            args=(flow, parameters, at, str(passed), kind == "rolled back", self._kubeconfig),
         )
         _start(process)
         return process, passed
@@ -305,7 +306,8 @@ class Lane:
             "version": f"good {self._version}",
         }
         process = self._spawn.Process(
-            target=killed_process.flow, args=("release", parameters, 0, passed, False)
+            target=killed_process.flow,
+            args=("release", parameters, 0, passed, False, self._kubeconfig),
         )
         _start(process)
         _join(process, 180)

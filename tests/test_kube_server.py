@@ -925,12 +925,13 @@ def test_a_real_gateway_splits_real_requests(
     assert {one["observedGeneration"] for one in status["conditions"]} == {2}
     assert "httproute-shop-r" in kube_gateway.http.get(f"{kube_gateway.api}/metrics").text
 
+    ask("PATCH", f"{APPS}/b/scale", {"spec": {"replicas": 1}}, MERGE)
+    while len(pods(kube, **{"dafnck/release": "b"})) > 1:
+        assert kube_gateway.get("r.test").text == "b"
+
     kube.behave("b", status=500)
     assert kube_gateway.get("r.test").status_code == 500, "a release gone bad while it runs"
     with kube.away():
         assert counted(kube_gateway, 5) == {"broken": 5}, "what it was told last"
     ask.apply(f"{ROUTES}/r", route("r", {"a": 100, "b": 0}))
     wait_for(lambda: counted(kube_gateway, 5) == {"a": 5}, "it watches again", 15)
-    ask("PATCH", f"{APPS}/a/scale", {"spec": {"replicas": 1}}, MERGE)
-    while len(pods(kube, **{"dafnck/release": "a"})) > 1:
-        assert kube_gateway.get("r.test").text == "a"
