@@ -156,9 +156,12 @@ def down(place: Place, said: Said) -> None:
         if api.delete(kind, place.home, name):
             said(f"removing {name}")
             _wait_gone(api, kind, place.home, name)
-    for kind in REMOVED:
-        for one in api.list(kind, place.home, OURS):
-            api.delete(kind, place.home, one["metadata"]["name"])
+    others = [(kind, one) for kind in REMOVED for one in api.list(kind, place.home, OURS)]
+    names = [(kind, one["metadata"]["name"]) for kind, one in others]
+    for kind, name in names:
+        api.delete(kind, place.home, name)
+    for kind, name in names:  # an `up` would write to what is about to go
+        _wait_gone(api, kind, place.home, name)
     said(
         f"the namespace {place.home}, its secrets and the database's volume are left: "
         "dafnck up --kubernetes goes on with them"
