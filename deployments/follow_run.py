@@ -104,7 +104,8 @@ class Follower:
         """Also those that came and went between two looks."""
         if now and now["id"] not in self._states_told:
             for state in self._api.states(self._id):
-                if state["id"] != now["id"]:
+                # One that came since is told at the next look, after the lines that it ends.
+                if state["timestamp"] < now["timestamp"]:
                     self._tell_state(state)
             if with_it:
                 self._tell_state(now)
