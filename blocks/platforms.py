@@ -41,6 +41,9 @@ class Platform:
     cluster: KubeCluster | None = None
     identity: str = ""  # of the cluster, whatever it is called
     lease: KubeLease | None = None  # keeps homes off each other whose ledgers do not meet
+    # How long requests to what is new may be refused after the router has confirmed it: a Gateway
+    # says "accepted" before its proxies know the pods.
+    settle_seconds: float = 0.0
 
 
 def local_platform(stack: Stack, service: str, environment: str) -> Platform:
@@ -84,6 +87,7 @@ def kube_platform(
             cluster=cluster,
             identity=api.identity,
             lease=lease,
+            settle_seconds=10.0,
         )
     selector = SelectorRouter(api, *place)
     return Platform(

@@ -1,5 +1,6 @@
 """Asks the new release what its team wants to know, before it has traffic and when it has all."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from policy.matching import rollout_rules
 from policy.release import Endpoints, Release, RolloutRecord
 from tasks.site import Site
 from tasks.watched import watched
+
+AGAIN_SECONDS = 0.3
 
 
 class SmokeFailed(DafnckError):
@@ -28,7 +31,9 @@ def smoke_test(
     preview: bool,
 ) -> None:
     """Run every smoke test of the release, through the router: by its preview header, or as
-    everybody. Asked once: an answer is an answer. Raises SmokeFailed, with all that failed."""
+    everybody. Asked once: an answer is an answer; but for a way to it that is new and may not be
+    open yet, which nobody uses: its preview, or a service that had no release before. Raises
+    SmokeFailed, with all that failed."""
     if not release.smoke:
         return
     stage = "before it has traffic" if preview else "with all traffic"
@@ -40,10 +45,14 @@ def smoke_test(
         endpoints = site.platform.workloads.endpoints(release.id, quick=True)
         door = site.platform.preview_url_of if preview else site.platform.url_of
         url = door(release)
+        is_new = preview or rollout.stable_id is None
+        give_up = time.monotonic() + (site.platform.settle_seconds if is_new else 0.0)
         for test in release.smoke:
             still_good()
             if test.get is not None:
-                why = smoke.ask(test, url, headers)
+                while (why := smoke.ask(test, url, headers)) and time.monotonic() < give_up:
+                    still_good()
+                    time.sleep(AGAIN_SECONDS)
             else:
                 environment = _environment(endpoints, url, headers)
                 place = site.builder.scratch

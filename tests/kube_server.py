@@ -74,6 +74,8 @@ class KubeServer:
         for task in left:
             task.cancel()
         self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        # Connections that were cut, also while being accepted, are closed a moment later.
+        self.loop.run_until_complete(asyncio.sleep(0.05))
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
 
     def _troubled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
