@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-kubernetes check soak bench bench-switch bench-engine bench-judge bench-detect bench-services bench-real bench-pipeline bench-kube-switch bench-kube-services lock schema docs clean
+.PHONY: demo test test-kubernetes check soak bench bench-switch bench-engine bench-judge bench-detect bench-services bench-real bench-pipeline bench-kube-switch bench-kube-services bench-backup lock schema docs clean
 
 demo: $(VENV)/.base
 	@$(BIN)/dafnck demo $(ARGS)
@@ -56,12 +56,15 @@ bench-kube-services: $(VENV)/.test
 bench-kube-switch: $(VENV)/.test
 	@$(BIN)/python -m bench.kube_switch $(ARGS)
 
+bench-backup: $(VENV)/.test
+	@$(BIN)/python -m bench.backup $(ARGS)
+
 bench-engine: $(VENV)/.test
 	@$(BIN)/python -m bench.engine $(ARGS)
 
 # The locks name versions and hashes, no addresses.
 lock: $(VENV)/bin/uv
-	@for extra in base postgres test; do \
+	@for extra in base test; do \
 	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	    --no-annotate --no-header $$([ $$extra = base ] || echo "--extra $$extra") $(ARGS) \
 	    pyproject.toml -o requirements/$$extra.txt || exit 1; done

@@ -45,6 +45,12 @@ class NotApplied(DafnckError):
     """A write to the outside world did not read back as it was written."""
 
 
+class Damaged(DafnckError):
+    """What was read from a store is not what was written there, or the key does not open it."""
+
+    exit_code = 1
+
+
 class Unreachable(DafnckError):
     """A part that is needed (router, supervisor, ledger, Prefect's API) does not answer."""
 

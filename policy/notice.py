@@ -21,6 +21,7 @@ class Event(StrEnum):
     PROMOTE = "promote"
     ROLLBACK = "rollback"  # what served before serves again
     CRASH = "crash"  # its process died
+    BACKUP = "backup"  # a backup or a restore drill failed
 
 
 TARGET = r"(\$[A-Za-z_][A-Za-z0-9_]*|[a-z0-9][a-z0-9-]{0,62})"
@@ -57,8 +58,8 @@ class Notify(Part):
     )
     on: Annotated[list[Event], Field(min_length=1)] | None = Field(
         None,
-        description="start, pause (it waits for a person), fail, promote, rollback, crash; "
-        "default: all",
+        description="start, pause (it waits for a person), fail, promote, rollback, crash, "
+        "backup (one or its drill failed); default: all",
     )
 
 

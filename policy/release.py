@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from policy.backup import Backup
 from policy.kubernetes import Kubernetes
 from policy.pipeline import SmokeTest
 from policy.service_file import PlatformName, Rollout, Route, Run
@@ -38,6 +39,7 @@ class Release(BaseModel):
     image: str = ""  # repository@sha256:…, where a cluster pulls it
     workdir: str = "/"  # of the image, from which the paths of `files` go on
     manifests: tuple[dict[str, Any], ...] = ()  # more, applied with it, as the team wrote them
+    backup: Backup | None = None
 
     @property
     def host(self) -> str:

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from policy.backup import Backup
 from policy.freeze import read_time_zone
 from policy.freeze_window import FreezeText
 from policy.gates import Gates
@@ -387,6 +388,7 @@ class Override(Part):
     rollout: Mapping[str, Any] | None = None
     kubernetes: Mapping[str, Any] | None = None
     notify: Mapping[str, Any] | None = None
+    backup: Mapping[str, Any] | None = None
 
 
 class ServiceFile(Part):
@@ -421,6 +423,7 @@ class ServiceFile(Part):
         "with it) or contract (it does not: no automatic way back, see freezes-and-migrations.md)",
     )
     notify: Notify | None = Field(None, description="who hears of a release")
+    backup: Backup | None = Field(None, description="what is backed up every night (backups.md)")
     environments: dict[EnvironmentName, Override] = Field(
         default_factory=dict, description="what is different where"
     )
@@ -575,6 +578,7 @@ def json_schema() -> dict[str, Any]:
         "rollout": Rollout,
         "kubernetes": Kubernetes,
         "notify": Notify,
+        "backup": Backup,
     }
     for key, part in parts.items():
         override = _optional(part).model_json_schema()

@@ -10,8 +10,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from policy.errors import DafnckError
+from policy.kept_releases import split
 from policy.release import Endpoints, Release, RolloutRecord
-from policy.retention import split
 from tasks import put_back
 from tasks.retrying import when_unreachable
 from tasks.site import Site
