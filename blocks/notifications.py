@@ -25,6 +25,7 @@ START_SECONDS = 30  # for the child to load apprise, on a machine with much else
 KINDS = {
     Event.FAIL: "failure",
     Event.CRASH: "failure",
+    Event.BACKUP: "failure",
     Event.PAUSE: "warning",
     Event.ROLLBACK: "warning",
     Event.PROMOTE: "success",

@@ -7,7 +7,6 @@ Credentials are boto3's own (environment, profile, instance role); for the store
 they come from a file.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,10 +16,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from blocks.files import scratch
 from blocks.ports import ObjectStore
-from policy.errors import BadInput, NotAllowed, NotApplied, Unreachable
-
-REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "ExpiredToken")
-ABSENT = ("NoSuchKey", "404", "NotFound")
+from blocks.s3_client import ABSENT, code_of, s3_client, worded
+from policy.errors import BadInput, NotApplied, Unreachable
 
 
 def object_store(url: str, credentials: Path | None = None) -> ObjectStore:
@@ -84,19 +81,7 @@ class S3Store:
 
     def _client(self) -> Any:
         if self._made is None:
-            import boto3
-            from botocore.config import Config
-
-            settings = Config(
-                s3={"addressing_style": "path"} if self._endpoint else {},
-                connect_timeout=3,
-                read_timeout=30,
-                retries={"max_attempts": 2, "mode": "standard"},
-            )
-            keys = {}
-            if self._credentials is not None:
-                keys = _keys(self._credentials)
-            self._made = boto3.client("s3", endpoint_url=self._endpoint, config=settings, **keys)
+            self._made = s3_client(self._endpoint, self._credentials)
         return self._made
 
     def _errors(self, what: str) -> "_Errors":
@@ -113,18 +98,10 @@ class _Errors:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
-        from boto3.exceptions import S3UploadFailedError
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        if isinstance(error, ClientError):
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in (*ABSENT, "NoSuchBucket"):
-                return True
-            if code in REFUSED:
-                raise NotAllowed(f"{self._what}: the store refuses our credentials ({code})")
-            raise Unreachable(f"{self._what}: {code}") from None
-        if isinstance(error, BotoCoreError | S3UploadFailedError):
-            raise Unreachable(f"{self._what}: {error}") from None
+        if code_of(error) in (*ABSENT, "NoSuchBucket"):
+            return True
+        if told := worded(error, self._what):
+            raise told from None
         return False
 
 
@@ -181,17 +158,3 @@ class FolderStore:
         if not key or ".." in Path(key).parts or Path(key).is_absolute():
             raise BadInput(f"{key!r} is no name of an object")
         return path
-
-
-def _keys(file: Path) -> dict[str, str]:
-    try:
-        content = json.loads(file.read_text())
-        identity = content["identities"][0]["credentials"][0]
-        return {
-            "aws_access_key_id": str(identity["accessKey"]),
-            "aws_secret_access_key": str(identity["secretKey"]),
-            "region_name": "us-east-1",
-        }
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        # What the file holds must not be told.
-        raise Unreachable(f"{file} cannot be read ({type(error).__name__}); dafnck up") from None

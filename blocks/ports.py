@@ -3,10 +3,12 @@
 `tests/test_block_contracts.py` runs the same tests over every implementation, the fakes included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
 
+from policy.backup_manifest import BackupKind, Difference, Facts, Manifest
 from policy.notice import Notice
 from policy.release import Endpoints, MatchRules, Release
 from policy.samples import Counters
@@ -96,3 +98,78 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Also when it is not there."""
+
+
+@runtime_checkable
+class Vault(Protocol):
+    """Keeps backups: streams of any length, in constant memory. Keys are paths without a leading
+    slash. Raises Unreachable when it does not answer for minutes, NotAllowed when it does not let
+    us in."""
+
+    def write(
+        self, key: str, content: Iterable[bytes], locked_until: float | None = None
+    ) -> tuple[int, str]:
+        """Store it whole or not at all, read back what the store holds of it. `locked_until`:
+        seconds since the epoch, before which nobody can delete it. -> (bytes, SHA-256 in hex).
+        What `content` raises is raised, and nothing is stored. Raises BadInput when the store
+        cannot lock."""
+
+    def read(self, key: str) -> Iterator[bytes]:
+        """In pieces of some MiB. A dropped connection is taken up where it broke. Raises Refused
+        when there is no such object."""
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Key -> bytes of every object whose key begins so, also of one that somebody hid with a
+        delete marker while it was locked."""
+
+    def delete(self, key: str) -> None:
+        """For good: every version. Also when it is not there. Raises Refused when it is locked."""
+
+    def tidy(self, prefix: str) -> list[str]:
+        """Remove what writes left that died, of processes that do not live any more. -> what."""
+
+
+@runtime_checkable
+class BackupSource(Protocol):
+    """What is backed up."""
+
+    @property
+    def kind(self) -> BackupKind: ...
+
+    def begin(self) -> AbstractContextManager["Copying"]:
+        """Fix the moment that the copy shows. Raises BadInput, Unreachable or NotAllowed."""
+
+
+@runtime_checkable
+class Copying(Protocol):
+    """A copy under way, of one moment."""
+
+    @property
+    def snapshot_at(self) -> float:
+        """What was committed by then is in it. Seconds since the epoch."""
+
+    def streams(self) -> Iterator[tuple[str, BinaryIO]]:
+        """(name, an open pipe or file) one after another; each is read to its end before the next
+        is asked for. Raises NotApplied, at the latest when the next one is asked for, when what
+        wrote it failed: an end of the stream alone proves nothing."""
+
+    def facts(self) -> Facts:
+        """After the last stream: what must be true of a restored copy. Raises NotApplied."""
+
+    def tools(self) -> dict[str, str]:
+        """Program -> version."""
+
+
+StreamOf = Callable[[str], AbstractContextManager[BinaryIO]]
+
+
+@runtime_checkable
+class Restoring(Protocol):
+    """A place that a backup is restored to."""
+
+    def restore(self, manifest: Manifest, stream_of: StreamOf) -> None:
+        """Have it there, whole. `stream_of(name)`: its decrypted content; leaving the context
+        raises Damaged when it was not what was written. Raises NotApplied."""
+
+    def differences(self, manifest: Manifest) -> list[Difference]:
+        """What is not as the manifest says. Empty: the backup is proved."""
