@@ -11,7 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments import gate_commands, notify_commands, provenance_commands, trigger_command
+from deployments import (
+    backup_commands,
+    gate_commands,
+    notify_commands,
+    provenance_commands,
+    trigger_command,
+)
 
 app = typer.Typer(
     name="dafnck",
@@ -24,6 +30,9 @@ app = typer.Typer(
 
 app.add_typer(notify_commands.app, name="notify")
 app.add_typer(gate_commands.scan_db, name="scan-db")
+app.add_typer(backup_commands.app, name="backup")
+app.command()(backup_commands.restore)
+app.command()(backup_commands.drill)
 app.command()(provenance_commands.keygen)
 app.command()(provenance_commands.verify)
 app.command()(provenance_commands.discard)

@@ -32,9 +32,17 @@ from tasks.site import Site, site_of, store_of
 TRAEFIK, SERVER, WORKER = "traefik", "prefect-server", "prefect-worker"
 GUARD, STORE = "dafnck-guard", "object-store"
 WORK_POOL = "dafnck-local"
-# What not every shell knows: targets of notifications, secrets of builds, who may read metrics, the
-# way into clusters; and credentials of an object store that is not the stack's own.
-TARGETS = ("DAFNCK_NOTIFY_", "DAFNCK_BUILD_", "DAFNCK_METRICS_", "KUBECONFIG", "KUBERNETES_")
+# What not every shell knows: targets of notifications, secrets of builds, databases that are backed
+# up, who may read metrics, the way into clusters; and credentials of an object store that is not
+# the stack's own.
+TARGETS = (
+    "DAFNCK_NOTIFY_",
+    "DAFNCK_BUILD_",
+    "DAFNCK_BACKUP_",
+    "DAFNCK_METRICS_",
+    "KUBECONFIG",
+    "KUBERNETES_",
+)
 CREDENTIALS = ("AWS_",)
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent

@@ -17,7 +17,7 @@ from policy.provenance import Made
 from policy.release import Release
 from policy.service_file import ServiceFile
 from tasks.prefect_run import flow_run_id
-from tasks.read import configuration, manifests
+from tasks.read import backup_of, configuration, manifests
 from tasks.retrying import when_unreachable
 from tasks.site import Site
 from tasks.source import source_folder
@@ -131,6 +131,7 @@ def write_release(
             image=image.reference if image else "",
             workdir=image.workdir if image else "/",
             manifests=manifests(wanted, site.environment, file),
+            backup=backup_of(wanted, site.environment, file),
         ),
         rollout_id,
     )

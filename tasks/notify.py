@@ -22,6 +22,7 @@ HAPPENED = {
     Event.PROMOTE: "serves",
     Event.ROLLBACK: "is rolled back",
     Event.CRASH: "lost its process",
+    Event.BACKUP: "has trouble with a backup",
 }
 
 

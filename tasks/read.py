@@ -1,6 +1,7 @@
 """Reads a service file, and says where in it a mistake is: file, line, key, nearest known key."""
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from blocks.extra_manifests import read_manifests
+from policy.backup import Backup, Expectation, Fresh, Keep, Target
 from policy.errors import BadInput
 from policy.findings import Waiver
 from policy.freeze_window import FreezeWindow
@@ -84,7 +86,13 @@ PARTS: dict[str, type[BaseModel]] = {
     "requests": Requests,
     "kubernetes.metrics": Metrics,
     "notify": Notify,
+    "backup": Backup,
+    "keep": Keep,
+    "expectations": Expectation,
 }
+# Mappings whose keys are names: what lies under each.
+NAMED: dict[str, type[BaseModel]] = {"targets": Target, "fresh": Fresh}
+KEPT = ("type", "kwargs")  # of an expectation; `meta` and others say nothing about data
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 Path_ = tuple[str | int, ...]
@@ -162,6 +170,39 @@ def configuration(service: ServiceFile, environment: str, file: Path) -> dict[st
             message = f"over {MAX_BYTES:,} bytes"
             raise mistake_at(file, environment, ("run", "files", target), message)
     return contents
+
+
+def backup_of(service: ServiceFile, environment: str, file: Path) -> Backup | None:
+    """What is backed up, with the paths made absolute and the suites of expectations read. Raises
+    BadInput."""
+    if (wanted := service.backup) is None:
+        return None
+    targets = {}
+    for name, target in wanted.targets.items():
+        suites = {
+            table: _suite(given, file, environment, ("backup", "targets", name, "expectations"))
+            if isinstance(given, str)
+            else given
+            for table, given in target.expectations.items()
+        }
+        files = [str(file.parent.absolute() / path) for path in target.files or []]
+        targets[name] = target.model_copy(update={"expectations": suites, "files": files or None})
+    return wanted.model_copy(update={"targets": targets})
+
+
+def _suite(named: str, file: Path, environment: str, key: Path_) -> list[Expectation]:
+    """A suite as Great Expectations stores it."""
+    path = file.parent / named
+    try:
+        said = json.loads(path.read_text())["expectations"]
+        return [
+            Expectation.model_validate({k: v for k, v in one.items() if k in KEPT}) for one in said
+        ]
+    except OSError as error:
+        raise mistake_at(file, environment, key, f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        words = f'{path} is no suite of Great Expectations: {{"expectations": [{{"type": …}}]}}'
+        raise mistake_at(file, environment, key, words) from None
 
 
 def with_image(wanted: ServiceFile, image: str | None) -> ServiceFile:
@@ -372,6 +413,7 @@ def _keys_beside(path: Path_) -> list[str]:
     if above[0] == "environments" and len(above) == 2:
         return list(Override.model_fields)
     model = PARTS.get(".".join(above[-2:])) or PARTS.get(above[-1])
+    model = model or NAMED.get("".join(above[-2:-1]))
     return list(model.model_fields) if model else []
 
 

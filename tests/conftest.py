@@ -18,6 +18,7 @@ from kube_stage import (  # noqa: F401 - fixtures
     kube_service_stage,
     real_cluster_stage,
 )
+from pg_fixtures import fresh_database, odd_copy, odd_shop, postgres  # noqa: F401 - fixtures
 
 from bench.stage import PROBE, brought_down_if_we_die, probe_file
 from blocks.ledger import Ledger

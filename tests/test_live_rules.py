@@ -142,6 +142,7 @@ def test_no_release_begins_in_a_freeze_but_by_a_reason(
     alone(stack, dafnck, "holiday", "holiday-local-1")
 
 
+@pytest.mark.timeout(400)
 def test_a_contract_migration_freezes_and_a_person_lets_it_go_on(
     stack: Stack,
     ledger: Ledger,

@@ -1,0 +1,68 @@
+"""Brings a backup back: beside what is there, or in its place over a safety backup."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow
+from prefect.states import Completed
+
+from blocks.ledger import Ledger
+from blocks.stack import open_stack
+from flows import backup_hooks
+from flows.ended import failed
+from policy.errors import DafnckError
+from tasks.backup_site import in_place_of
+from tasks.backup_wanted import one_site
+from tasks.restore import Where
+from tasks.restore import restore as bring_back
+
+
+@flow(
+    name="restore",
+    flow_run_name="restore of {service}",
+    validate_parameters=True,
+    on_failure=[backup_hooks.tell_of_death],
+    on_crashed=[backup_hooks.tell_of_death],
+    on_cancellation=[backup_hooks.tell_of_death],
+)
+def restore(
+    service: str,
+    environment: str | None = None,
+    target: str | None = None,
+    backup_id: str | None = None,
+    database: str | None = None,
+    folder: str | None = None,
+    in_place: bool = False,
+    confirm: str | None = None,
+    service_file: str | None = None,
+    by: str = "somebody in the Prefect UI",
+) -> State[Any]:
+    """Restore a backup.
+
+    Args:
+        service: whose; `dafnck` is the state of dafnck itself
+        environment: where; may be left out when there is only one
+        target: which; may be left out when there is only one
+        backup_id: default: the newest that no drill proved bad
+        database: name of a new database on the same server
+        folder: an empty folder
+        in_place: instead of what is there, which is backed up before and kept aside
+        confirm: with in_place: `<service>/<environment>/<target>`
+        service_file: instead of what serves: what this file says
+        by: who asks, for the record
+    """
+    ledger = Ledger((stack := open_stack()).ledger_url)
+    try:
+        site = one_site(stack, ledger, service, environment, target, service_file)
+        in_place_of(site, in_place, confirm)
+        where = Where(
+            database,
+            Path(folder).absolute() if folder else None,
+            in_place,
+        )
+        words = bring_back(site, backup_id, where)
+    except DafnckError as error:
+        return failed(error)
+    finally:
+        ledger.close()
+    return Completed(message=words)
