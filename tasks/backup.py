@@ -15,6 +15,7 @@ from blocks.vault_copy import copy
 from policy.backup_manifest import Manifest, StoredStream
 from policy.drill import Check, trend
 from policy.errors import NotApplied
+from policy.quantities import in_words
 from policy.retention import Fate, split
 from tasks.backup_site import BackupSite, alone, salt, source_of
 from tasks.retrying import when_unreachable
@@ -114,6 +115,8 @@ def replicate(site: BackupSite) -> str:
     if site.second is None:
         return ""
     copied = 0
+    with alone(site):
+        site.second.tidy(site.place, site.clock())
     there = {entry.id for entry in site.second.entries(site.place) if not entry.trouble}
     for entry in reversed(site.catalogue.whole(site.place)):
         if entry.id in there or entry.manifest is None:
@@ -124,9 +127,13 @@ def replicate(site: BackupSite) -> str:
             copy(site.vault, site.second.vault, digests, entry.manifest.locked_until)
             site.second.publish(site.place, entry.manifest)
         copied += 1
-    newest = max(e.manifest.snapshot_at for e in site.second.whole(site.place) if e.manifest)
-    lag = site.clock() - newest
-    return f"{copied} copied to {site.second.vault}; the newest there is {lag:.0f} s old"
+    ages = [
+        site.clock() - entry.manifest.snapshot_at
+        for entry in site.second.whole(site.place)
+        if entry.manifest
+    ]
+    lag = f"the newest there is {in_words(min(ages))} old" if ages else "there is none"
+    return f"{copied} copied to {site.second.vault}; {lag}"
 
 
 @task(task_run_name="prune {site}", cache_policy=NO_CACHE)
