@@ -87,9 +87,11 @@ class Nodes:
 
     async def stop(self) -> None:
         self.off = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # More than once: `wait_for` of Python 3.11 loses a cancellation that comes as it ends.
+        while left := [task for task in self._tasks if not task.done()]:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=1)
         for life in self._lives.values():
             life.end()
         if self._session is not None:
