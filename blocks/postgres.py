@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from policy.errors import BadInput, NotAllowed, NotApplied, Unreachable
+from policy.errors import BadInput, NotAllowed, Unreachable
 
 CONNECT_SECONDS = 10
 DEBIAN = Path("/usr/lib/postgresql")
@@ -171,21 +171,6 @@ def _login() -> str:
     from getpass import getuser
 
     return getuser()
-
-
-def run_tool(server: Server, argv: list[str | Path], **more: Any) -> None:
-    """A program of PostgreSQL to its end. Raises NotApplied with its last words."""
-    with server.tool_environment() as environment:
-        done = subprocess.run(
-            argv,
-            env=environment,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            **more,
-        )
-    if done.returncode != 0:
-        raise NotApplied(last_words(server, argv[0], done.returncode, done.stderr))
 
 
 def last_words(server: Server, program: str | Path, code: int, said: bytes) -> str:

@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from blocks.backup_catalogue import Entry
-from policy.backup_manifest import Manifest
+from policy.backup_manifest import Difference, Manifest
 from policy.errors import BadInput, NotApplied, Refused
 from tasks.backup import take
 from tasks.backup_site import BackupSite, alone
@@ -56,7 +56,14 @@ def restore(site: BackupSite, backup_id: str | None, where: Where) -> str:
         return _restore_database(site, manifest, where)
     if where.database:
         raise BadInput(f"{site.place} is no database; nothing was changed")
-    return _restore_files(site, manifest, where)
+    if where.in_place or where.folder is None:
+        raise BadInput(
+            f"{site.place}: name an empty folder, --to-folder; look at what is in it, and move it "
+            "where it shall be. Nothing was changed"
+        )
+    if site.is_own:
+        return _restore_own(site, manifest, where.folder)
+    return _restore_files(site, manifest, where.folder)
 
 
 def _restore_database(site: BackupSite, manifest: Manifest, where: Where) -> str:
@@ -76,9 +83,7 @@ def _restore_database(site: BackupSite, manifest: Manifest, where: Where) -> str
     try:
         there = DatabaseRestore(server.at(name))
         there.restore(manifest, streams_of(site, manifest))
-        if found := there.differences(manifest):
-            words = "; ".join(map(str, found[:5]))
-            raise NotApplied(f"what came back is not what was backed up: {words}")
+        _must_equal(there.differences(manifest))
     except BaseException:
         drop_database(server, name)
         log.warning("%s was removed again; %s is untouched", name, server.dbname)
@@ -92,21 +97,34 @@ def _restore_database(site: BackupSite, manifest: Manifest, where: Where) -> str
     )
 
 
-def _restore_files(site: BackupSite, manifest: Manifest, where: Where) -> str:
+def _restore_files(site: BackupSite, manifest: Manifest, folder: Path) -> str:
     from blocks.tree_source import TreeRestore
 
-    if where.in_place:
-        raise BadInput(
-            f"{site.place}: files are restored to a folder; name one that is empty by --to-folder, "
-            "look at it, and move it; nothing was changed"
-        )
-    if where.folder is None:
-        raise BadInput(f"{site.place}: name an empty folder: --to-folder; nothing was changed")
-    there = TreeRestore(where.folder)
+    there = TreeRestore(folder)
     there.restore(manifest, streams_of(site, manifest))
-    if found := there.differences(manifest):
-        raise NotApplied(f"what came back is not what was backed up: {'; '.join(map(str, found))}")
-    return f"{manifest.id} is in {where.folder}, equal to its manifest"
+    _must_equal(there.differences(manifest))
+    return f"{manifest.id} is in {folder}, equal to its manifest"
+
+
+def _restore_own(site: BackupSite, manifest: Manifest, folder: Path) -> str:
+    from blocks.own_state import LEDGER, OwnStateRestore
+    from blocks.own_state_home import settle
+
+    there = OwnStateRestore(folder)
+    there.restore(manifest, streams_of(site, manifest))
+    _must_equal(there.differences(manifest))
+    for done in settle(folder, str(folder / LEDGER)):
+        log.info("%s", done)
+    return (
+        f"{manifest.id} is in {folder}, equal to its manifest. It may be brought up, where the "
+        f"other does not run: DAFNCK_HOME={folder} dafnck up"
+    )
+
+
+def _must_equal(found: list[Difference]) -> None:
+    if found:
+        words = "; ".join(map(str, found[:5]))
+        raise NotApplied(f"what came back is not what was backed up: {words}")
 
 
 def _beside(name: str, now: float) -> str:

@@ -146,7 +146,7 @@ class Served:
 
     def __init__(self, pod: Pod, address: str, behaviour: Callable[[], Behaviour]) -> None:
         self._pod, self._address, self._behaviour = pod, address, behaviour
-        self._servers: list[tuple[web.Server, asyncio.Server]] = []
+        self._servers: list[tuple[_Server, asyncio.Server]] = []
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -162,7 +162,7 @@ class Served:
             self._process = await asyncio.create_subprocess_exec(*argv, env=env)
             return
         for port in ports if behaviour.serves else []:
-            server = web.Server(self._answer, access_log=None)
+            server = _Server(self._answer, access_log=None)
             # Known before it serves: one that is cancelled in between is closed by `kill`.
             listener = await loop.create_server(
                 server, self._address, port, reuse_address=True, start_serving=False
@@ -194,9 +194,8 @@ class Served:
         """Gone at once, as with its node."""
         for server, listener in self._servers:
             listener.close()
+            server.gone = True
             _cut(server)
-            # One that was being accepted is a connection a moment later.
-            asyncio.get_running_loop().call_later(0.005, _cut, server)
         self._servers.clear()
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
@@ -215,6 +214,16 @@ class Served:
         behaviour.requests[pod.name] = behaviour.requests.get(pod.name, 0) + 1
         code = 500 if pod.env.get("FAIL") else behaviour.status
         return web.Response(status=code, text=pod.release if code < 500 else "broken")
+
+
+class _Server(web.Server):
+    gone = False
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        """One that was being accepted when the pod went is a connection only now."""
+        super().connection_made(handler, transport)
+        if self.gone:
+            transport.abort()
 
 
 def _cut(server: web.Server) -> None:

@@ -69,6 +69,12 @@ def test_a_night_and_a_drill_by_the_worker(
     assert "1 backed up" in dafnck("backup", "now", "dafnck", "--here").stdout
     assert "all is there" in dafnck("drill", "dafnck", "--here").stdout
 
+    said = dafnck("restore", "dafnck", "--here", "--to-folder", tmp_path / "home").stdout
+    assert "equal to its manifest" in said
+    copy = Ledger(str(tmp_path / "home" / "ledger.db"))
+    assert copy.stable("kept", "local") == ledger.stable("kept", "local")
+    copy.close()
+
     # Back: files to a folder, the database beside, then in its place.
     back = tmp_path / "back"
     words = ("restore", "kept", "--here", "--target")
