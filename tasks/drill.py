@@ -17,7 +17,7 @@ from blocks.ports import StreamOf
 from blocks.sealing import opening
 from policy.backup_manifest import Difference, Manifest
 from policy.drill import Check, Drill, recovery_point, recovery_time, verdict
-from policy.errors import BadInput, Damaged, NotApplied, Refused
+from policy.errors import Damaged, NotApplied, Refused
 from policy.release import Verdict
 from tasks.backup import Steps, size_trend
 from tasks.backup_site import BackupSite, scratch_of
@@ -116,19 +116,20 @@ def _recovery_point(
 
 
 def _restored(site: BackupSite, manifest: Manifest, steps: Steps) -> list[Check]:
-    """Everything that a copy of it shows. What goes wrong on the way is what the drill is for."""
-    try:
-        with scratch_of(site) as folder, somewhere(site, manifest, folder) as (where, server):
+    """Everything that a copy of it shows. What goes wrong with the backup is what the drill is for;
+    what goes wrong with the place is raised: no backup is bad because a machine has no room."""
+    with scratch_of(site) as folder, somewhere(site, manifest, folder) as (where, server):
+        try:
             with steps.measured("restore"):
                 where.restore(manifest, streams_of(site, manifest))
             with steps.measured("compare"):
                 checks = [_content(where.differences(manifest))]
-            if server is not None and checks[0].verdict is Verdict.PASS:
-                with steps.measured("expectations"):
-                    checks += held(site, manifest, server, folder)
-            return checks
-    except (Damaged, NotApplied, Refused, BadInput) as error:
-        return [Check(name=CONTENT, verdict=Verdict.FAIL, reason=str(error))]
+        except (Damaged, NotApplied) as error:
+            return [Check(name=CONTENT, verdict=Verdict.FAIL, reason=str(error))]
+        if server is not None and checks[0].verdict is Verdict.PASS:
+            with steps.measured("expectations"):
+                checks += held(site, manifest, server, folder)
+        return checks
 
 
 def _content(found: list[Difference]) -> Check:

@@ -181,6 +181,17 @@ def test_too_slow(fresh: Stage) -> None:
     assert failed(fresh.drill(fresh.with_target(rto=0.001))).startswith("recovery time objective")
 
 
+def test_a_place_that_cannot_be_had_makes_no_backup_bad(
+    fresh: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh.take()
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("DAFNCK_DRILL_FOLDER", str(tmp_path / "a file"))
+    with pytest.raises(OSError, match="File exists"):
+        fresh.drill()
+    assert fresh.entry().good is None
+
+
 def test_suspiciously_small(fresh: Stage) -> None:
     for _ in range(3):
         fresh.take()
