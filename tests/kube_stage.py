@@ -3,6 +3,7 @@
 
 import os
 import secrets
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from docker_fixtures import own_name
 from kube_fixtures import Gateway, Kube
 from ruamel.yaml import YAML
 
 from blocks.kube_api import DEPLOYMENTS, ENDPOINT_SLICES, Kind, KubeApi, connect
+from blocks.ledger_tables import rollouts, stables
+from blocks.stack import Stack
 from policy.kube_names import RELEASE, SERVICE, shared_name
 from policy.kubernetes import Kubernetes
+from policy.release import Phase
 
 NAMESPACES = Kind("v1", "namespaces", namespaced=False)
 QUICK = {"drain": "3s", "grace": "1s", "start": "30s", "replicas": 2}
@@ -108,20 +113,41 @@ def on_gateway(kube: Kube, traefik: Gateway, folder: Path, name: str = "") -> Ku
 
 @pytest.fixture
 def kube_gateway_stage(
-    kube: Kube, kube_gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> KubeStage:
+    kube: Kube,
+    kube_gateway: Gateway,
+    stack: Stack,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[KubeStage]:
     """On the fake cluster, with a real Traefik in front."""
     monkeypatch.setenv("KUBECONFIG", str(kube.kubeconfig))
-    return on_gateway(kube, kube_gateway, tmp_path)
+    stage = on_gateway(kube, kube_gateway, tmp_path)
+    yield stage
+    forget(stack, stage.name)
 
 
 @pytest.fixture
-def kube_service_stage(kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KubeStage:
+def kube_service_stage(
+    kube: Kube, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[KubeStage]:
     """On the fake cluster, with a Service alone: who it sends requests to is asked there."""
     monkeypatch.setenv("KUBECONFIG", str(kube.kubeconfig))
     stage = on_fake(kube, tmp_path)
     stage.inside = lambda: _by_the_service(stage)
-    return stage
+    yield stage
+    forget(stack, stage.name)
+
+
+def forget(stack: Stack, service: str) -> None:
+    """The cluster goes with its test; the ledger serves the next one, whose `dafnck up` would look
+    for what it says is stable there."""
+    engine = sa.create_engine(stack.ledger_url)
+    ended = {"phase": Phase.FAILED.value, "reason": "its cluster is gone"}
+    with engine.begin() as db:
+        db.execute(stables.delete().where(stables.c.service == service))
+        left = (rollouts.c.service == service) & rollouts.c.finished_at.is_(None)
+        db.execute(rollouts.update().where(left).values(**ended, finished_at=time.time()))
+    engine.dispose()
 
 
 def _by_the_service(stage: KubeStage) -> str:
