@@ -15,7 +15,6 @@ from collections.abc import Callable
 from blocks.gateways import Gateway
 from blocks.kube_api import HTTP_ROUTES, SERVICES, Conflict, HeldByOther, KubeApi, Object
 from blocks.kube_services import (
-    READ_BACK_SECONDS,
     READY_SECONDS,
     SharedService,
     state_of,
@@ -41,6 +40,8 @@ log = logging.getLogger("dafnck")
 
 CONFLICT_SECONDS = 5.0  # in which a write that others overtook is tried again
 POLL_SECONDS = 0.05
+# A controller that lost the API server asks it again after up to 30 s (client-go's reflectors).
+TAKEN_UP_SECONDS = 40.0
 
 
 class GatewayRouter:
@@ -56,7 +57,7 @@ class GatewayRouter:
         url: str | None = None,
         *,
         ready_seconds: float = READY_SECONDS,
-        read_back_seconds: float = READ_BACK_SECONDS,
+        read_back_seconds: float = TAKEN_UP_SECONDS,
     ) -> None:
         """`gateway`: namespace, name, listener. `url`: where it is reached, if not by the address
         in its status."""

@@ -18,6 +18,7 @@ from kube_fixtures import Gateway, Kube
 from ruamel.yaml import YAML
 
 from blocks.kube_api import DEPLOYMENTS, ENDPOINT_SLICES, Kind, KubeApi, connect
+from blocks.ledger import Ledger
 from blocks.ledger_tables import rollouts, stables
 from blocks.stack import Stack
 from policy.kube_names import RELEASE, SERVICE, shared_name
@@ -141,13 +142,15 @@ def kube_service_stage(
 def forget(stack: Stack, service: str) -> None:
     """The cluster goes with its test; the ledger serves the next one, whose `dafnck up` would look
     for what it says is stable there."""
-    engine = sa.create_engine(stack.ledger_url)
+    ledger = Ledger(stack.ledger_url)
+    engine = sa.create_engine(ledger.url)
     ended = {"phase": Phase.FAILED.value, "reason": "its cluster is gone"}
     with engine.begin() as db:
         db.execute(stables.delete().where(stables.c.service == service))
         left = (rollouts.c.service == service) & rollouts.c.finished_at.is_(None)
         db.execute(rollouts.update().where(left).values(**ended, finished_at=time.time()))
     engine.dispose()
+    ledger.close()
 
 
 def _by_the_service(stage: KubeStage) -> str:
