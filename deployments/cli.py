@@ -16,6 +16,7 @@ from deployments import (
     gate_commands,
     notify_commands,
     provenance_commands,
+    recover,
     trigger_command,
 )
 
@@ -33,6 +34,7 @@ app.add_typer(gate_commands.scan_db, name="scan-db")
 app.add_typer(backup_commands.app, name="backup")
 app.command()(backup_commands.restore)
 app.command()(backup_commands.drill)
+app.command()(recover.recover)
 app.command()(provenance_commands.keygen)
 app.command()(provenance_commands.verify)
 app.command()(provenance_commands.discard)

@@ -64,9 +64,10 @@ def _run_here(stack: Stack, flow: str, parameters: dict[str, Any]) -> tuple[str,
             os.environ |= prefect_environment(stack)
     from flows.backup import backup
     from flows.dr_drill import dr_drill
+    from flows.recover import recover
     from flows.restore import restore
 
-    flows: dict[str, Any] = {"backup": backup, "dr_drill": dr_drill, "restore": restore}
+    flows: dict[str, Any] = {flow.name: flow for flow in (backup, dr_drill, restore, recover)}
     state = flows[flow](**parameters, return_state=True)
     return str(state.type.value), str(state.name), str(state.message or "")
 

@@ -99,7 +99,10 @@ are refused, with the line and the nearest known key.
 
 
 def generated() -> dict[Path, str]:
+    from deployments import runbook
+
     return {
+        DOCS / "runbook.md": runbook.text(),
         DOCS / "service-file.md": "\n".join([HEAD, *_sections()]),
         DOCS / "dafnck.schema.json": json.dumps(json_schema(), indent=1) + "\n",
         DOCS / "stack-file.schema.json": json.dumps(stack_file.json_schema(), indent=1) + "\n",
