@@ -8,11 +8,13 @@ chance that happens once in 2^64; somebody who plants it on purpose is the signa
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from blocks import pg_catalogue
 from blocks.pg_definitions import definitions_of, settled
 from policy.database_facts import Column, DatabaseFacts, Sequence, Table, TableKind
+from policy.errors import NotApplied
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
@@ -42,27 +44,25 @@ KINDS: dict[str, TableKind] = {
     "f": "foreign table",
 }
 SEQUENCES_A_QUERY = 500
+TABLES_A_LOCK = 500
 
 
-def database_facts(connection: "Connection[Any]", *, hashes: bool = True) -> DatabaseFacts:
+def database_facts(
+    connection: "Connection[Any]",
+    *,
+    hashes: bool = True,
+    sequences: tuple[Sequence, ...] | None = None,
+) -> DatabaseFacts:
     """What this connection sees in its transaction, which should be REPEATABLE READ where others
     write. `hashes`: the content too; rows are counted in any case, which reads every table.
+    `sequences`: as `read_sequences` found them earlier.
 
     Sequences are no part of any snapshot: they are read first, so a dump of the same snapshot that
     is begun later holds these values or later ones. Raises psycopg's errors, among them
     InsufficientPrivilege where row security hides rows."""
-    from psycopg.rows import tuple_row
-    from psycopg.sql import SQL, Literal
-
-    with (
-        connection.transaction(force_rollback=True),  # of our settings
-        connection.cursor(row_factory=tuple_row) as cursor,
-    ):
-        time_zone = _one(cursor, pg_catalogue.TIME_ZONE)[0]
-        for name, value in SETTINGS.items():
-            words = SQL(value) if name == "search_path" else Literal(value)
-            cursor.execute(SQL("SET LOCAL {} = {}").format(SQL(name), words))
-        sequences, owners = _sequences(cursor)
+    with _session(connection) as (cursor, time_zone):
+        now, owners = _sequences(cursor)
+        sequences = now if sequences is None else sequences
         version = connection.info.server_version // 10000
         head = _one(cursor, pg_catalogue.head(version))
         tables = tuple(_tables(cursor, hashes))
@@ -87,6 +87,57 @@ def database_facts(connection: "Connection[Any]", *, hashes: bool = True) -> Dat
             size_bytes=head[4],
             lsn=head[5],
         )
+
+
+@contextmanager
+def _session(
+    connection: "Connection[Any]",
+) -> Iterator[tuple["Cursor[tuple[Any, ...]]", str]]:
+    """-> (a cursor with settings of ours, taken back afterwards; the time zone without them)."""
+    from psycopg.rows import tuple_row
+    from psycopg.sql import SQL, Literal
+
+    with (
+        connection.transaction(force_rollback=True),
+        connection.cursor(row_factory=tuple_row) as cursor,
+    ):
+        time_zone = _one(cursor, pg_catalogue.TIME_ZONE)[0]
+        for name, value in SETTINGS.items():
+            words = SQL(value) if name == "search_path" else Literal(value)
+            cursor.execute(SQL("SET LOCAL {} = {}").format(SQL(name), words))
+        yield cursor, time_zone
+
+
+def read_sequences(connection: "Connection[Any]") -> tuple[Sequence, ...]:
+    """As they are now: they are in no snapshot."""
+    with _session(connection) as (cursor, _):
+        return _sequences(cursor)[0]
+
+
+def lock_tables(connection: "Connection[Any]", wait_seconds: float) -> None:
+    """Nobody may change, empty or drop a table until the transaction ends: rewriting one is not
+    hidden from older snapshots. People read and write on. As pg_dump does. Raises NotApplied when
+    somebody changes one for longer than that."""
+    from psycopg.errors import LockNotAvailable
+    from psycopg.sql import SQL, Identifier
+
+    with _session(connection) as (cursor, _):
+        found = cursor.execute(pg_catalogue.TABLES).fetchall()
+    names = [Identifier(row[1], row[2]) for row in found if row[3] in ("r", "p")]
+    connection.execute(
+        "SELECT set_config('lock_timeout', %s, true)", (f"{int(wait_seconds * 1000)}",)
+    )
+    try:
+        for start in range(0, len(names), TABLES_A_LOCK):
+            some = SQL(", ").join(
+                SQL("ONLY {}").format(name) for name in names[start : start + TABLES_A_LOCK]
+            )
+            connection.execute(SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(some))
+    except LockNotAvailable as error:
+        raise NotApplied(
+            f"a table is locked by somebody else: {' '.join(str(error).split())}. Nothing was "
+            "backed up. Look in pg_locks, or start again when no ALTER TABLE runs"
+        ) from None
 
 
 def _one(cursor: "Cursor[tuple[Any, ...]]", query: Any) -> tuple[Any, ...]:
@@ -119,6 +170,7 @@ def _tables(cursor: "Cursor[tuple[Any, ...]]", hashes: bool) -> Iterator[Table]:
     keys: dict[int, list[tuple[str, ...]]] = defaultdict(list)
     for oid, names in cursor.execute(pg_catalogue.KEYS):
         keys[oid].append(tuple(names))
+    recovers = _one(cursor, "SELECT pg_is_in_recovery()")[0]
     found = cursor.execute(pg_catalogue.TABLES).fetchall()
     for oid, schema, name, kind, size, inherits, unlogged, populated, gathers, below in found:
         of_table = columns[oid]
@@ -126,10 +178,10 @@ def _tables(cursor: "Cursor[tuple[Any, ...]]", hashes: bool) -> Iterator[Table]:
             # A dump writes the inherited columns first, whenever the parent got them.
             of_table = sorted(of_table, key=lambda column: column.name)
         rows, content = 0, None
-        if not below and (gathers or (kind in ("r", "m") and populated)):
-            order = [column.name for column in of_table] if inherits else None
+        unread = below or (unlogged and recovers)  # which cannot be read then
+        if not unread and (gathers or (kind in ("r", "m") and populated)):
             which = SQL("{}" if gathers else "ONLY {}").format(Identifier(schema, name))
-            rows, content = _content(cursor, which, order, hashes)
+            rows, content, of_table = _content(cursor, which, of_table, inherits, hashes)
         yield Table(
             schema_name=schema,
             name=name,
@@ -147,25 +199,41 @@ def _tables(cursor: "Cursor[tuple[Any, ...]]", hashes: bool) -> Iterator[Table]:
 def _content(
     cursor: "Cursor[tuple[Any, ...]]",
     which: "Composed",
-    order: Iterable[str] | None,
+    columns: list[Column],
+    in_this_order: bool,
     hashes: bool,
-) -> tuple[int, str | None]:
-    """-> rows, and the sum of their hashes. `order`: of the columns in a row's text, where that of
-    the table does not count."""
+) -> tuple[int, str | None, list[Column]]:
+    """-> (rows, the sum of their hashes, columns with their shares of nulls). `in_this_order`: the
+    columns in a row's text, where the order of the table does not count."""
     from psycopg.sql import SQL, Identifier
 
     if not hashes:
-        return _one(cursor, SQL("SELECT count(*) FROM {}").format(which))[0], None
+        return _one(cursor, SQL("SELECT count(*) FROM {}").format(which))[0], None, columns
     row: Composable = SQL(
         "t.*"
     )  # not `t`: that would be the column of this name, where there is one
-    if order is not None:
-        row = SQL("ROW({})").format(SQL(", ").join(Identifier("t", column) for column in order))
+    if in_this_order:
+        row = SQL("ROW({})").format(SQL(", ").join(Identifier("t", one.name) for one in columns))
+    nullable = [column for column in columns if not column.not_null]
+    there = SQL("").join(SQL(", count({})").format(Identifier("t", one.name)) for one in nullable)
     query = SQL(
-        "SELECT count(*), coalesce(sum(hashtextextended(({})::text COLLATE {}, 0)), 0) FROM {} AS t"
+        "SELECT count(*), coalesce(sum(hashtextextended(({})::text COLLATE {}, 0)), 0){} "
+        "FROM {} AS t"
     )
-    rows, total = _one(cursor, query.format(row, Identifier("pg_catalog", "C"), which))
-    return rows, _hex(total)
+    collation = Identifier("pg_catalog", "C")
+    rows, total, *filled = _one(cursor, query.format(row, collation, there, which))
+    if not rows:
+        return 0, _hex(total), columns
+    of_nulls = {
+        column.name: 1 - count / rows for column, count in zip(nullable, filled, strict=True)
+    }
+    counted = [
+        one.model_copy(update={"null_fraction": of_nulls[one.name]})
+        if one.name in of_nulls
+        else one
+        for one in columns
+    ]
+    return rows, _hex(total), counted
 
 
 def _sequences(
@@ -225,7 +293,7 @@ def _schema_hash(
     for table in tables:
         digest.update(f"{table.full_name}\0{table.kind}\n".encode())
         for column in table.columns:
-            digest.update(f"{column.model_dump_json()}\n".encode())
+            digest.update(f"{column.model_dump_json(exclude={'null_fraction'})}\n".encode())
     for sequence in sequences:
         digest.update(f"{sequence.name}\0{sequence.definition}\n".encode())
     for name, text in definitions.items():

@@ -1,281 +1,211 @@
-"""Directories and files as a backup: one tar stream, and a listing of what is really in it.
+"""Directories and files as a backup: one tar stream, and a listing that the copy is held to.
 
-What a thread of ours reads, it hashes on the way: a file that changes meanwhile is in the listing
-as it is in the stream. The listing comes second, when it is known.
+What is kept: content, modes, owners (given back by root alone), times to the nanosecond, extended
+attributes with access lists, links and hard links, names of any bytes. Not: sockets, pipes and
+devices, which are told. Holes of sparse files go as zeros, which compress to nothing, and are holes
+again. Files that change meanwhile are copied as they are read, and told: only the state of a
+database needs one moment for all, and has a kind of backup of its own.
 """
 
-import hashlib
-import json
 import os
+import platform
 import stat
 import tarfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from blocks.ports import StreamOf
-from policy.backup_manifest import BackupKind, Difference, Facts, Manifest, TreeFacts
-from policy.errors import BadInput, Damaged, NotApplied, Refused
+from blocks import tar_pipe, tree_attributes
+from blocks.tree_listing import Entry, Met, Tally, of_link, shown, walk
+from blocks.tree_restore import TreeRestore
+from policy.backup_manifest import BackupKind, Facts
+from policy.errors import BadInput, NotApplied
 
+__all__ = ["TreeRestore", "TreeSource"]
+PIECE = 1 << 20
+NAMED = 10  # paths that are told one by one
 FILES, LISTING = "files", "listing"
-PIECE_BYTES = 2**20
-SHOWN = 20  # differences
-
-
-@dataclass
-class Listing:
-    """path -> (mode, bytes, SHA-256 of its content or target of the link)"""
-
-    entries: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-
-    def digest(self) -> str:
-        lines = (
-            f"{path}\0{mode:o}\0{size}\0{content}\n"
-            for path, (mode, size, content) in sorted(self.entries.items())
-        )
-        digest = hashlib.sha256()
-        for line in lines:
-            digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()
-
-    def facts(self) -> TreeFacts:
-        sizes = sum(size for _, size, _ in self.entries.values())
-        return TreeFacts(count=len(self.entries), total_bytes=sizes, digest=self.digest())
-
-    def write(self) -> bytes:
-        return json.dumps(self.entries).encode()
-
-    @staticmethod
-    def read(content: bytes) -> "Listing":
-        return Listing({path: (m, s, c) for path, (m, s, c) in json.loads(content).items()})
-
-    def differences(self, found: "Listing") -> list[Difference]:
-        """What `found` has otherwise than this."""
-        told = []
-        for path in sorted({*self.entries, *found.entries}):
-            wanted, there = self.entries.get(path), found.entries.get(path)
-            if wanted != there:
-                shown = path.encode(errors="surrogateescape").decode(errors="replace")
-                told.append(
-                    Difference(what=f"file {shown}", wanted=_worded(wanted), found=_worded(there))
-                )
-        return told[:SHOWN]
-
-
-def _worded(entry: tuple[int, int, str] | None) -> str:
-    if entry is None:
-        return "is not there"
-    mode, size, content = entry
-    return f"mode {mode:o}, {size:,} bytes, {content[:16]}"
 
 
 class TreeSource:
+    """Each path is in the archive under its own absolute path."""
+
     kind: BackupKind = "files"
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
 
     @contextmanager
-    def begin(self) -> Iterator["TreeCopy"]:
-        for path in self._paths:
-            if not os.path.lexists(path):
-                raise BadInput(f"there is no {path}; nothing was backed up")
-        yield TreeCopy(self._paths, time.time())
+    def begin(self) -> Iterator["_Copying"]:
+        copying = _Copying(list(_tops(self._paths)))
+        try:
+            yield copying
+        finally:
+            copying.close()
 
 
-class TreeCopy:
-    def __init__(self, paths: Sequence[Path], snapshot_at: float) -> None:
-        self._paths, self._at = paths, snapshot_at
-        self._listing, self._told = Listing(), dict[str, str]()
+def _tops(paths: Sequence[Path]) -> Iterator[bytes]:
+    """In the order of a walk, none within another. Raises BadInput."""
+    tops = {os.path.abspath(os.fsencode(path)) for path in paths}
+    for top in sorted(tops, key=lambda path: path.split(b"/")):
+        if not os.path.exists(top):
+            raise BadInput(f"{shown(top)} is not there; nothing was backed up")
+        if not any(other != top and top.startswith(os.path.join(other, b"")) for other in tops):
+            yield top
 
-    @property
-    def snapshot_at(self) -> float:
-        return self._at
+
+class _Copying:
+    def __init__(self, tops: list[bytes]) -> None:
+        self._tops, self.snapshot_at = tops, time.time()
+        self._tally = Tally()
+        self._whole = False
+        self._running: Iterator[tuple[str, BinaryIO]] | None = None
+        self._linked: dict[tuple[int, int], Entry] = {}  # inode with several names -> its first
+        self._told: dict[str, list[bytes]] = {}
 
     def streams(self) -> Iterator[tuple[str, BinaryIO]]:
-        with piped(self._write) as pipe:
+        self._running = self._streams()
+        return self._running
+
+    def _streams(self) -> Iterator[tuple[str, BinaryIO]]:
+        with tar_pipe.piped(self._write, "files were not copied") as pipe:
             yield FILES, pipe
-        content = self._listing.write()
-        with piped(lambda out: out.write(content)) as pipe:
-            yield LISTING, pipe
+        self._whole = True
+        self._tally.file.seek(0)
+        yield LISTING, self._tally.file
+
+    def close(self) -> None:
+        if self._running is not None:
+            self._running.close()  # type: ignore[attr-defined]
+        self._tally.file.close()
 
     def facts(self) -> Facts:
-        named = {"paths": ", ".join(map(str, self._paths))}
-        return Facts(tree=self._listing.facts(), detail=named | self._told)
+        if not self._whole:
+            raise NotApplied("files were not read to their end: nothing can be said of them")
+        detail = {
+            "host": platform.node(),
+            "paths": ", ".join(map(shown, self._tops)),
+        }
+        for what, paths in self._told.items():
+            words = ", ".join(shown(path) for path in paths[:NAMED])
+            more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+            detail[what] = words + more
+        return Facts(tree=self._tally.facts(), detail=detail)
 
     def tools(self) -> dict[str, str]:
-        return {"tar": "pax"}
+        return {"python": platform.python_version()}
+
+    def _tell(self, what: str, path: bytes) -> None:
+        self._told.setdefault(what, []).append(path)
 
     def _write(self, out: BinaryIO) -> None:
-        with tarfile.open(
-            fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, bufsize=PIECE_BYTES
-        ) as tar:
-            for top in self._paths:
-                for path in _walk(top):
-                    self._add(tar, path)
+        for top in self._tops:
+            # A link that was named is followed; what it leads to has the name of the link.
+            real = os.path.realpath(top)
+            for met in walk(real, lambda path: self._tell(GONE, path)):
+                if name := (top + met.path[len(real) :]).lstrip(b"/"):
+                    self._add(out, met, name)
+        tar_pipe.end(out)
 
-    def _add(self, tar: tarfile.TarFile, path: Path) -> None:
+    def _add(self, out: BinaryIO, met: Met, name: bytes) -> None:
+        found, inode = met.found, (met.found.st_dev, met.found.st_ino)
+        if stat.S_ISDIR(found.st_mode):
+            self._add_directory(out, met, name)
+        elif stat.S_ISLNK(found.st_mode):
+            self._add_link(out, met, name)
+        elif not stat.S_ISREG(found.st_mode):
+            self._tell(SPECIAL, met.path)
+        elif first := self._linked.get(inode):
+            member = _member(name, found, tarfile.LNKTYPE)
+            member.linkname = tar_pipe.text(first.path)
+            tar_pipe.head(out, member)
+            self._tally.add(Entry(name, first.mode, first.size, first.content))
+        elif entry := self._add_file(out, met, name):
+            self._tally.add(entry)
+            if found.st_nlink > 1:
+                self._linked[inode] = entry
+
+    def _add_directory(self, out: BinaryIO, met: Met, name: bytes) -> None:
         try:
-            info = tar.gettarinfo(str(path))
-        except FileNotFoundError:
-            return  # it vanished after it was listed: it is in no backup of this moment
+            handle = met.open(os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            self._tell(GONE, met.path)
+            return
+        try:
+            more = tree_attributes.read(handle)
+        finally:
+            os.close(handle)
+        tar_pipe.head(out, _member(name, met.found, tarfile.DIRTYPE, more))
+        self._tally.add(Entry(name, met.found.st_mode, 0, ""))
+
+    def _add_link(self, out: BinaryIO, met: Met, name: bytes) -> None:
+        try:
+            target = met.target()
+        except (FileNotFoundError, NotADirectoryError):
+            self._tell(GONE, met.path)
+            return
+        member = _member(name, met.found, tarfile.SYMTYPE)
+        member.linkname = tar_pipe.text(target)
+        tar_pipe.head(out, member)
+        self._tally.add(Entry(name, met.found.st_mode, 0, of_link(target)))
+
+    def _add_file(self, out: BinaryIO, met: Met, name: bytes) -> Entry | None:
+        try:
+            # Somebody may put a link or a pipe in its place: nothing is followed or waited for.
+            handle = met.open(os.O_RDONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            self._tell(GONE, met.path)
+            return None
+        try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                self._tell(CHANGED, met.path)
+                return None
+            more = tree_attributes.read(handle)
+            tar_pipe.head(out, _member(name, found, tarfile.REGTYPE, more))
+            pieces = _exactly(handle, met.path, found.st_size)
+            sha256 = tar_pipe.content(out, found.st_size, pieces)
+            after = os.fstat(handle)
+        finally:
+            os.close(handle)
+        if (after.st_size, after.st_mtime_ns) != (found.st_size, found.st_mtime_ns):
+            self._tell(CHANGED, met.path)
+        return Entry(name, found.st_mode, found.st_size, sha256)
+
+
+GONE = "gone before they were read"
+CHANGED = "changed while they were read"
+SPECIAL = "left out: sockets, pipes, devices"
+
+
+def _exactly(handle: int, path: bytes, size: int) -> Iterator[bytes]:
+    """The head says how many bytes come: no more of a file that grows, zeros for one that
+    shrinks."""
+    while size:
+        try:
+            piece = os.read(handle, min(size, PIECE))
         except OSError as error:
-            raise NotApplied(f"{path} cannot be read: {error.strerror}") from None
-        if info is None:
-            self._told[f"left out {path}"] = "a socket"
-            return
-        if info.isfifo() or info.ischr() or info.isblk():
-            self._told[f"left out {path}"] = "a pipe or device"
-            return
-        name = info.name
-        if info.isreg():
-            try:
-                with path.open("rb") as file:
-                    hashed = _Hashed(file, info.size)
-                    tar.addfile(info, hashed)  # type: ignore[arg-type]
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                raise NotApplied(f"{path} cannot be read: {error.strerror}") from None
-            if hashed.padded:
-                self._told[f"shrank while read: {path}"] = f"{hashed.padded:,} bytes are zeros"
-            self._listing.entries[name] = (info.mode & 0o7777, info.size, hashed.hexdigest())
-            return
-        tar.addfile(info)
-        if info.islnk():
-            # The same file under another name; its content is hashed where it came first.
-            mode, size, content = self._listing.entries[info.linkname]
-            self._listing.entries[name] = (mode, size, content)
-        elif info.issym():
-            self._listing.entries[name] = (0o777, 0, f"-> {info.linkname}")
-        else:
-            self._listing.entries[name] = (info.mode & 0o7777, 0, "directory")
+            raise OSError(error.errno, error.strerror, path) from None
+        piece = piece or bytes(min(size, PIECE))
+        size -= len(piece)
+        yield piece
 
 
-class _Hashed:
-    """Exactly so many bytes of a file, hashed; zeros for what it lost meanwhile."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._left, self._digest = file, size, hashlib.sha256()
-        self.padded = 0
-
-    def read(self, count: int) -> bytes:
-        count = min(count, self._left)
-        piece = self._file.read(count)
-        if len(piece) < count:
-            self.padded += count - len(piece)
-            piece += bytes(count - len(piece))
-        self._left -= len(piece)
-        self._digest.update(piece)
-        return piece
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
+def _member(
+    name: bytes, found: os.stat_result, kind: bytes, more: Mapping[str, str] | None = None
+) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(tar_pipe.text(name))
+    member.type, member.mode = kind, stat.S_IMODE(found.st_mode)
+    member.uid, member.gid = found.st_uid, found.st_gid
+    member.size = found.st_size if kind == tarfile.REGTYPE else 0
+    # As a float it would lose the nanoseconds.
+    member.mtime = found.st_mtime_ns / 10**9
+    member.pax_headers = {"mtime": _exact(found.st_mtime_ns), **(more or {})}
+    return member
 
 
-def _walk(top: Path) -> Iterator[Path]:
-    """Itself, then all below it, in an order that is always the same; links are not followed."""
-    yield top
-    if top.is_symlink() or not top.is_dir():
-        return
-
-    def unreadable(error: OSError) -> None:
-        raise NotApplied(f"{error.filename} cannot be read: {error.strerror}")
-
-    for folder, folders, files in os.walk(top, onerror=unreadable):
-        folders.sort()
-        for name in sorted([*folders, *files]):
-            yield Path(folder) / name
-
-
-@contextmanager
-def piped(write: Callable[[BinaryIO], object]) -> Iterator[BinaryIO]:
-    """A pipe into which a thread writes; leaving it raises what the thread raised."""
-    read_end, write_end = os.pipe()
-    trouble: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            with os.fdopen(write_end, "wb", PIECE_BYTES) as out:
-                write(out)
-        except BaseException as error:
-            trouble.append(error)
-
-    thread = threading.Thread(target=run, name="piped", daemon=True)
-    thread.start()
-    try:
-        with os.fdopen(read_end, "rb") as pipe:
-            yield pipe
-    finally:
-        thread.join()
-    if trouble:
-        raise trouble[0]
-
-
-def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """Nothing gets out of the folder, through links neither. Modes stay as they were: what comes
-    back is the owner's own."""
-    kept = tarfile.tar_filter(member, folder)
-    return kept.replace(mode=(member.mode or 0) & 0o7777, deep=False)
-
-
-class TreeRestore:
-    """Into a folder that is empty or not there. What has another owner gets it when we are root."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._listing: Listing | None = None
-
-    def restore(self, manifest: Manifest, stream_of: StreamOf) -> None:
-        if self._folder.exists() and any(self._folder.iterdir()):
-            raise Refused(f"{self._folder} is not empty; nothing was changed")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with stream_of(LISTING) as pipe:
-            self._listing = Listing.read(pipe.read())
-        try:
-            with (
-                stream_of(FILES) as pipe,
-                tarfile.open(fileobj=pipe, mode="r|", bufsize=PIECE_BYTES) as tar,
-            ):
-                tar.extractall(self._folder, filter=_inside, numeric_owner=True)
-        except (tarfile.TarError, EOFError) as error:
-            raise Damaged(f"its tar stream cannot be read: {error}") from None
-        except OSError as error:
-            raise NotApplied(f"{self._folder}: {error.strerror or error}") from None
-
-    def differences(self, manifest: Manifest) -> list[Difference]:
-        assert self._listing
-        assert manifest.facts.tree
-        if self._listing.digest() != manifest.facts.tree.digest:
-            return [
-                Difference(
-                    what="listing",
-                    wanted=manifest.facts.tree.digest,
-                    found=self._listing.digest(),
-                )
-            ]
-        return self._listing.differences(self._found())
-
-    def _found(self) -> Listing:
-        found = Listing()
-        wanted = self._listing.entries if self._listing else {}
-        for path in _walk(self._folder):
-            name = str(path.relative_to(self._folder))
-            there = path.lstat()
-            mode = stat.S_IMODE(there.st_mode)
-            if stat.S_ISLNK(there.st_mode):
-                found.entries[name] = (0o777, 0, f"-> {path.readlink()}")
-            elif stat.S_ISDIR(there.st_mode):
-                if name in wanted:  # those above what was backed up are nobody's
-                    found.entries[name] = (mode, 0, "directory")
-            else:
-                digest = hashlib.sha256()
-                with path.open("rb") as file:
-                    while piece := file.read(PIECE_BYTES):
-                        digest.update(piece)
-                found.entries[name] = (mode, there.st_size, digest.hexdigest())
-        return found
+def _exact(nanoseconds: int) -> str:
+    sign, (seconds, rest) = "-" * (nanoseconds < 0), divmod(abs(nanoseconds), 10**9)
+    return f"{sign}{seconds}.{rest:09d}"

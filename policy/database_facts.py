@@ -22,7 +22,7 @@ class Column(_Frozen):
     default: str | None = None
     generated: str | None = None  # of a generated or identity column
     collation: str | None = None
-    null_fraction: float | None = None  # where it was counted
+    null_fraction: float | None = None  # of one that may be null, where rows were hashed
 
 
 class Table(_Frozen):

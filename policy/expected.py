@@ -1,249 +1,183 @@
-"""What a restored database must be true of, derived from the facts of its backup: expectations of
-Great Expectations, and queries that answer one true value.
+"""What a restored database is held to without anybody writing it down: by its manifest, by its
+foreign keys.
 
-Names go into SQL quoted, whatever they hold. What cannot be read with certainty is not asked: a
-question that is wrong would call a good backup bad.
+What is chosen stays small, so that a database of a thousand tables is asked in minutes: of the
+tables with most rows all that is known, of the others nothing here: every table's rows, columns and
+content are compared with the manifest anyway. And nothing is asked that a sound copy could fail.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from math import ceil, floor
 
 from policy.backup import Expectation, Fresh
-from policy.database_facts import DatabaseFacts, Table
+from policy.database_facts import Column, DatabaseFacts, Table
+from policy.foreign_keys import ancestors, as_written, foreign_keys, quoted
 from policy.quantities import in_words
 
-LARGEST = 20
-NOT_POPULATED = "not populated"  # a materialized view that nobody may read yet
-PARTITIONED, FOREIGN = "partitioned table", "foreign table"
+LARGEST = 20  # tables
+MOST_COLUMNS = 100  # of a table, whose types and nulls are looked at
+MOST_ROWS = 5_000_000  # of a table whose keys are sorted, whose foreign keys are followed
+DAY_SECONDS = 86400.0
+
+# As format_type says it -> as Great Expectations does. Of other types the manifest alone speaks.
+_types = {
+    **{
+        name: name.upper() for name in ("smallint", "integer", "bigint", "real", "double precision")
+    },
+    **{name: name.upper() for name in ("numeric", "text", "boolean", "date", "uuid", "bytea")},
+    **{name: name.upper() for name in ("json", "jsonb", "inet", "cidr", "interval")},
+    "character varying": "VARCHAR",
+    "timestamp with time zone": "TIMESTAMP WITH TIME ZONE",
+    "timestamp without time zone": "TIMESTAMP WITHOUT TIME ZONE",
+}
+_label = re.compile(r"(E?)'((?:[^']|'')*)'")
 
 
-def default_suites(facts: DatabaseFacts, *, largest: int = LARGEST) -> dict[str, list[Expectation]]:
-    """'schema.table' -> what it is held to, of those with the most rows: the numbers of rows of all
-    tables are compared by the manifest anyway."""
-    kinds, of = _kinds(facts), _parents(facts)
-    parents = set(of.values())
-    readable = [
-        table
-        for table in facts.tables
-        if kinds.get(table.full_name) != FOREIGN and table.content_hash != NOT_POPULATED
-    ]
-    chosen = sorted(readable, key=lambda table: (-table.rows, table.full_name))[:largest]
+def default_suites(
+    facts: DatabaseFacts, *, largest: int = LARGEST, tolerance: float = 0.0
+) -> dict[str, list[Expectation]]:
+    """Full name of the table -> expectations: its columns in their order, their types, its rows,
+    shares of nulls, values of enums, keys that are unique. `tolerance`: share of the rows, and
+    difference of a share of nulls, that may differ."""
+    above = ancestors(facts)
+    parents = set[str]().union(*above.values())
+    # Rows of a partitioned table lie in its leaves, those of a foreign one on a server that need
+    # not be there, and a view that was never populated cannot be read.
+    plain = (table for table in facts.tables if table.columns and table.kind == "table")
     return {
-        table.full_name: list(
-            _of_table(
-                table,
-                kinds.get(table.full_name) == PARTITIONED,
-                _key(table) in parents,
-                _key(table) in of,
-            )
-        )
-        for table in chosen
+        table.full_name: [
+            _columns_of(table, table.full_name in above),
+            *_of_table(facts, table, table.full_name in parents, tolerance),
+        ]
+        for table in sorted(plain, key=lambda table: (-table.rows, table.full_name))[:largest]
     }
 
 
+def _columns_of(table: Table, inherits: bool) -> Expectation:
+    """A copy of an heir may have them in another order."""
+    names = [column.name for column in table.columns]
+    if inherits:
+        return _expect("expect_table_columns_to_match_set", column_set=names, exact_match=True)
+    return _expect("expect_table_columns_to_match_ordered_list", column_list=names)
+
+
 def _of_table(
-    table: Table, partitioned: bool, has_children: bool, is_child: bool
+    facts: DatabaseFacts, table: Table, is_parent: bool, tolerance: float
 ) -> Iterator[Expectation]:
-    """Facts count the rows of a table itself, keys hold for them alone; a query sees those of its
-    children too. Keys of a partitioned table hold for all of them. Rows of some partitions are
-    counted with the whole."""
-    yield _expected(
-        "table_columns_to_match_ordered_list", column_list=[one.name for one in table.columns]
-    )
-    if not (partitioned or has_children or is_child):
-        yield _expected("table_row_count_to_equal", value=table.rows)
-    if partitioned or not has_children:
-        yield from _unique(table)
-    for column in table.columns:
-        if column.not_null:
-            yield _expected("column_values_to_not_be_null", column=column.name)
+    columns = table.columns[:MOST_COLUMNS]
+    for column in columns:
+        if name := _type(column.type):
+            yield _expect("expect_column_values_to_be_of_type", column=column.name, type_=name)
+    if is_parent or table.content_hash is None:
+        return  # a query sees the rows of its heirs too; or they were not counted
+    least, most = floor(table.rows * (1 - tolerance)), ceil(table.rows * (1 + tolerance))
+    yield _expect("expect_table_row_count_to_be_between", min_value=least, max_value=most)
+    if table.rows > MOST_ROWS:
+        return
+    for column in columns:
+        yield from _of_column(facts, table, column, tolerance)
+    yield from _unique(table)
 
 
 def _unique(table: Table) -> Iterator[Expectation]:
     """Not where Great Expectations 1.24 fails: by a quote in a name, and by two names of one table
     that are the same in small letters. PostgreSQL holds the keys themselves all the same."""
-    alike = len({one.name.lower() for one in table.columns}) < len(table.columns)
+    alike = len({column.name.lower() for column in table.columns}) < len(table.columns)
     for key in table.keys:
         if any('"' in name for name in key):
             continue
         if len(key) == 1:
-            yield _expected("column_values_to_be_unique", column=key[0])
-        elif key and not alike:
-            # In a unique constraint nulls differ from each other.
-            yield _expected(
-                "compound_columns_to_be_unique",
+            yield _expect("expect_column_values_to_be_unique", column=key[0])
+        elif key and not alike:  # a key with a null in it equals no other
+            yield _expect(
+                "expect_compound_columns_to_be_unique",
                 column_list=list(key),
                 ignore_row_if="any_value_is_missing",
             )
 
 
-def _expected(name: str, **kwargs: object) -> Expectation:
-    return Expectation(type=f"expect_{name}", kwargs=kwargs)
+def _type(name: str) -> str | None:
+    """As Great Expectations names it; None where the two could differ."""
+    if found := re.fullmatch(r"character varying\((\d+)\)", name):
+        return f"VARCHAR({found[1]})"
+    if found := re.fullmatch(r"numeric\((\d+),(\d+)\)", name):
+        return f"NUMERIC({found[1]}, {found[2]})"
+    return _types.get(name)
 
 
-def referential(facts: DatabaseFacts) -> dict[str, str]:
-    """Foreign key -> SQL that is true when every row has the one that it refers to. Not those that
-    are NOT VALID, or that hold for a period."""
-    keys = list(_foreign_keys(facts))
-    parents = _parents(facts)
-    kinds = _kinds(facts)
-    asked = {(key.table, key.columns, key.other) for key in keys}
-    return {
-        key.name: _orphans(key, kinds)
-        for key in keys
-        # PostgreSQL writes a key to a partitioned table down for each of its partitions again; a
-        # row needs to be in one of them only.
-        if (key.table, key.columns, parents.get(key.other)) not in asked
-    }
+def _of_column(
+    facts: DatabaseFacts, table: Table, column: Column, tolerance: float
+) -> Iterator[Expectation]:
+    if column.not_null:
+        yield _expect("expect_column_values_to_not_be_null", column=column.name)
+    elif column.null_fraction is not None and table.rows:
+        there, slack = 1 - column.null_fraction, max(tolerance, 1e-6)
+        yield _expect(
+            "expect_column_proportion_of_non_null_values_to_be_between",
+            column=column.name,
+            min_value=max(0.0, there - slack),
+            max_value=min(1.0, there + slack),
+        )
+    if labels := _labels_of(facts, column.type):
+        yield _expect("expect_column_values_to_be_in_set", column=column.name, value_set=labels)
 
 
-@dataclass(frozen=True)
-class _ForeignKey:
-    name: str
-    table: tuple[str, str]  # schema, name
-    columns: tuple[str, ...]
-    other: tuple[str, str]
-    other_columns: tuple[str, ...]
-    match_full: bool
+def _labels_of(facts: DatabaseFacts, kind: str) -> list[str]:
+    """Of an enum, whose definition has them as literals of SQL; empty for another type."""
+    text = facts.definitions.get(f"type {kind.replace(chr(34), '')}", "")
+    if not text.startswith("enum "):
+        return []
+    found = ((escaped, label.replace("''", "'")) for escaped, label in _label.findall(text))
+    return [label.replace("\\\\", "\\") if escaped else label for escaped, label in found]
 
 
-def _orphans(key: _ForeignKey, kinds: Mapping[str, str]) -> str:
-    """A key holds for the rows of a table itself, without those that inherit from it."""
-    same = " AND ".join(
-        f"p.{quoted(theirs)} = c.{quoted(ours)}"
-        for ours, theirs in zip(key.columns, key.other_columns, strict=True)
-    )
-    # MATCH SIMPLE: one null and it refers to nothing; MATCH FULL: all null.
-    both = " OR " if key.match_full else " AND "
-    refers = both.join(f"c.{quoted(column)} IS NOT NULL" for column in key.columns)
-    return (
-        f"SELECT NOT EXISTS (SELECT FROM {_rows_of(key.table, kinds)} c WHERE ({refers}) "  # noqa: S608
-        f"AND NOT EXISTS (SELECT FROM {_rows_of(key.other, kinds)} p WHERE {same}))"
-    )
+def _expect(kind: str, **kwargs: object) -> Expectation:
+    return Expectation(type=kind, kwargs=kwargs)
 
 
-def _rows_of(table: tuple[str, str], kinds: Mapping[str, str]) -> str:
-    only = "ONLY " if kinds.get(".".join(table)) == "table" else ""
-    return only + ".".join(map(quoted, table))
+def referential(facts: DatabaseFacts, *, most_rows: int = MOST_ROWS) -> dict[str, str]:
+    """Name of each foreign key -> a query that answers true when no row is an orphan. A key with a
+    null in it refers to nothing. Left out: those that were never validated, those whose columns are
+    compared by operators of an extension, which a query may not find, and tables of more rows
+    with their partitions."""
+    above, found = ancestors(facts), {}
+    rows = Counter({table.full_name: table.rows for table in facts.tables})
+    for table in facts.tables:
+        for parent in above.get(table.full_name, ()):
+            rows[parent] += table.rows
+    for key in foreign_keys(facts):
+        if rows[key.table.full_name] > most_rows:
+            continue
+        joined = " AND ".join(
+            f"o.{quoted(b)} = t.{quoted(a)}" for a, b in zip(key.own, key.others, strict=True)
+        )
+        there = " AND ".join(f"t.{quoted(a)} IS NOT NULL" for a in key.own)
+        found[key.name] = (
+            f"SELECT NOT EXISTS (SELECT FROM {key.from_table} t WHERE {there} "  # noqa: S608
+            f"AND NOT EXISTS (SELECT FROM {key.from_other} o WHERE {joined}))"
+        )
+    return found
 
 
 def fresh(
     wanted: Mapping[str, Fresh], snapshot_at: float, time_zone: str = "UTC"
 ) -> dict[str, str]:
-    """What is asked -> SQL that is true when the newest row is young enough. `snapshot_at`: seconds
-    since the epoch. `time_zone`: that times without one are meant in."""
+    """Name -> a query that answers true when the newest row was young enough at the snapshot.
+    `snapshot_at`: seconds since the epoch. `time_zone`: in which times without one are meant. A
+    date is good until its end; what lies more than a day after the snapshot is no time of a row."""
     zone = "'" + time_zone.replace("'", "''") + "'"
-    asked = {}
-    for table, rule in wanted.items():
-        since = f"to_timestamp({snapshot_at - rule.within!r})"
-        asked[f"{table}.{rule.column} within {in_words(rule.within)}"] = (
-            "SELECT CASE WHEN pg_typeof(m) IN ('timestamp'::regtype, 'date'::regtype) "  # noqa: S608
-            f"THEN m::timestamp AT TIME ZONE {zone} ELSE m::timestamptz END >= {since} "
-            f"FROM (SELECT max({quoted(rule.column)}) AS m FROM {_as_written(table)}) newest"
-        )
-    return asked
-
-
-def quoted(name: str) -> str:
-    """An identifier of SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _as_written(table: str) -> str:
-    """'shop.Orders' or '"shop"."Orders"' -> SQL; without quotes it is the name as it is."""
-    if '"' in table and (read := _Text(table).name()) and read[1] == len(table):
-        return ".".join(map(quoted, read[0]))
-    return ".".join(map(quoted, table.split(".", 1)))
-
-
-def _key(table: Table) -> tuple[str, str]:
-    return table.schema_name, table.name
-
-
-def _kinds(facts: DatabaseFacts) -> dict[str, str]:
-    return {table.full_name: table.kind for table in facts.tables}
-
-
-def _parents(facts: DatabaseFacts) -> dict[tuple[str, str], tuple[str, str]]:
-    """Partition or heir -> the table that it is of."""
     found = {}
-    for table in facts.tables:
-        text = facts.definitions.get(f"partition {table.full_name}", "").removeprefix("of ")
-        text = text or facts.definitions.get(f"inheritance of {table.full_name}", "")
-        if text and (read := _Text(text).name()):
-            if parent := _resolved(read[0], table, facts):
-                found[_key(table)] = parent
+    for table, one in wanted.items():
+        column, where = quoted(one.column), as_written(table)
+        oldest, newest = snapshot_at - one.within, snapshot_at + DAY_SECONDS
+        found[f"{table}.{one.column} within {in_words(one.within)}"] = (
+            "SELECT CASE pg_typeof(m) "  # noqa: S608
+            f"WHEN 'date'::regtype THEN (m::date + 1)::timestamp AT TIME ZONE {zone} "
+            f"WHEN 'timestamp'::regtype THEN m::timestamp AT TIME ZONE {zone} "
+            f"ELSE m::timestamptz END >= to_timestamp({oldest:f}) "
+            f"FROM (SELECT max({column}) AS m FROM {where} "
+            f"WHERE {column} <= to_timestamp({newest:f})) newest"
+        )
     return found
-
-
-def _foreign_keys(facts: DatabaseFacts) -> Iterator[_ForeignKey]:
-    mark = "constraint "
-    tables = sorted(facts.tables, key=lambda table: -len(table.full_name))
-    for name, text in facts.definitions.items():
-        if not name.startswith(mark) or not text.startswith("FOREIGN KEY"):
-            continue
-        full = name.removeprefix(mark)
-        own = [table for table in tables if full.startswith(f"{table.full_name}.")]
-        if own and (key := _read(full, text, own[0], facts)):
-            yield key
-
-
-def _read(name: str, text: str, table: Table, facts: DatabaseFacts) -> _ForeignKey | None:
-    """FOREIGN KEY (a, "B") REFERENCES other."Table"(x, y) MATCH FULL ON DELETE CASCADE"""
-    at = _Text(text)
-    if not (ours := at.columns(len("FOREIGN KEY"))):
-        return None
-    if not (there := re.compile(r"\s*REFERENCES\s+(ONLY\s+)?").match(text, ours[1])):
-        return None
-    if not (other := at.name(there.end())) or not (theirs := at.columns(other[1])):
-        return None
-    rest = text[theirs[1] :]
-    if "NOT VALID" in rest or "NOT ENFORCED" in rest or len(ours[0]) != len(theirs[0]):
-        return None
-    if (to := _resolved(other[0], table, facts)) is None:
-        return None
-    known = {one.name for one in table.columns}
-    if not known.issuperset(ours[0]):
-        return None
-    return _ForeignKey(name, _key(table), ours[0], to, theirs[0], "MATCH FULL" in rest)
-
-
-def _resolved(name: tuple[str, ...], beside: Table, facts: DatabaseFacts) -> tuple[str, str] | None:
-    """A name without a schema: where it can mean one table only, or the one beside."""
-    if len(name) == 2:
-        return name[0], name[1]
-    same = [table for table in facts.tables if (table.name,) == name]
-    near = [table for table in same if table.schema_name == beside.schema_name]
-    return _key((near or same)[0]) if near or len(same) == 1 else None
-
-
-_IDENTIFIER = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
-_NAME = re.compile(rf"\s*({_IDENTIFIER}(?:\.{_IDENTIFIER})?)")
-_COLUMNS = re.compile(rf"\s*\(\s*({_IDENTIFIER}(?:\s*,\s*{_IDENTIFIER})*)\s*\)")
-_ONE = re.compile(_IDENTIFIER)
-
-
-class _Text:
-    """Names as PostgreSQL writes them: quoted where they need it."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def name(self, at: int = 0) -> tuple[tuple[str, ...], int] | None:
-        """-> (a name, with its schema if it is there, where it ends)"""
-        return self._names(_NAME, at)
-
-    def columns(self, at: int) -> tuple[tuple[str, ...], int] | None:
-        return self._names(_COLUMNS, at)
-
-    def _names(self, pattern: re.Pattern[str], at: int) -> tuple[tuple[str, ...], int] | None:
-        if not (found := pattern.match(self._text, at)):
-            return None
-        return tuple(map(_plain, _ONE.findall(found[1]))), found.end()
-
-
-def _plain(identifier: str) -> str:
-    if identifier.startswith('"'):
-        return identifier[1:-1].replace('""', '"')
-    return identifier
