@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from blocks.pg_dump import DUMP
 from blocks.pg_facts import database_facts
+from blocks.pg_some_tables import must_be_there, restore_tables
 from blocks.ports import StreamOf
 from blocks.postgres import Server, last_words, pg_tool
 from policy.backup_manifest import Difference, Manifest
@@ -21,20 +22,32 @@ OBJECTS = """
 
 
 class DatabaseRestore:
-    """`create_roles`: those that own something, or may something, as roles that cannot log in."""
+    """`create_roles`: those that own something, or may something, as roles that cannot log in.
+    `tables`: these alone, by their full names."""
 
-    def __init__(self, server: Server, *, create_roles: bool = False) -> None:
+    def __init__(
+        self, server: Server, *, create_roles: bool = False, tables: Sequence[str] = ()
+    ) -> None:
         self._server, self._create_roles = server, create_roles
+        self._tables, self._only = tables, list(tables) or None
 
     def restore(self, manifest: Manifest, stream_of: StreamOf) -> None:
         facts = manifest.facts.database
         assert facts
+        must_be_there(facts, self._tables)
         self._must_be_empty()
         major = int(facts.server_version.partition(".")[0])
-        argv = [str(pg_tool("pg_restore", major)), "--exit-on-error", "--single-transaction"]
-        argv += ["--no-password", f"--dbname={self._server.dbname}"]
+        argv = [str(pg_tool("pg_restore", major)), "--exit-on-error", "--no-password"]
+        argv.append(f"--dbname={self._server.dbname}")
         if self._create_roles:
             self._have_roles(facts.roles)
+        if self._tables:
+            with self._server.tool_environment() as environment, stream_of(DUMP) as pipe:
+                self._only = restore_tables(
+                    self._server, self._tables, facts, argv, environment, pipe
+                )
+            return
+        argv.append("--single-transaction")
         with tempfile.TemporaryFile() as said, self._server.tool_environment() as environment:
             with stream_of(DUMP) as pipe:
                 code = subprocess.run(
@@ -56,7 +69,7 @@ class DatabaseRestore:
         hashed = any(table.content_hash for table in wanted.tables)
         with self._server.connect() as connection:
             found = database_facts(connection, hashes=hashed)
-        return differences(wanted, found)
+        return differences(wanted, found, only=self._only)
 
     def _must_be_empty(self) -> None:
         with self._server.connect() as connection:

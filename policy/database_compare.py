@@ -153,14 +153,15 @@ def _chosen(facts: DatabaseFacts, only: Collection[str] | None) -> DatabaseFacts
             "definitions": {
                 name: text
                 for name, text in facts.definitions.items()
-                if hangs_on.get(name) in only and not _of_others(name, text, only)
+                if hangs_on.get(name) in only and not needs_others(facts.definitions, name, only)
             },
         }
     )
 
 
-def _of_others(name: str, text: str, only: Collection[str]) -> bool:
-    """Cannot be restored without another table."""
+def needs_others(definitions: Mapping[str, str], name: str, only: Collection[str]) -> bool:
+    """It cannot be restored without another table than these."""
+    text = definitions[name]
     if name.startswith("constraint ") and text.startswith("FOREIGN KEY"):
         target = text.partition(" REFERENCES ")[2]
         return not any(_begins_with(target, other, "(") for other in only)
