@@ -137,17 +137,27 @@ def server_of(reference: str) -> Server:
 
 
 @cache
-def pg_tool(name: str, at_least: int | None = None) -> Path:
-    """The newest there is, of this major version at least. Raises Unreachable."""
+def pg_tool(name: str, at_least: int | None = None, *, exactly: int | None = None) -> Path:
+    """The newest there is, of this major version at least, or exactly of this one, as the files of
+    a server want it. Raises Unreachable."""
     found: list[tuple[int, Path]] = []
     places = [path / "bin" / name for path in DEBIAN.glob("*")] if DEBIAN.is_dir() else []
     if in_path := shutil.which(name):
         places.append(Path(in_path))
     for path in places:
-        if path.is_file() and (major := _major(path)):
+        if path.is_file() and (major := tool_major(path)):
             found.append((major, path))
     if not found:
         raise Unreachable(f"{name} of PostgreSQL is not there: apt-get install postgresql")
+    if exactly is not None:
+        fit = [path for major, path in found if major == exactly]
+        if not fit:
+            there = ", ".join(sorted({str(major) for major, _ in found}))
+            raise Unreachable(
+                f"{name} of PostgreSQL {exactly} is not there (of {there} it is): "
+                f"apt-get install postgresql-{exactly}"
+            )
+        return fit[0]
     major, newest = max(found)
     if at_least is not None and major < at_least:
         raise Unreachable(
@@ -163,7 +173,7 @@ def tool_version(path: Path) -> str:
     return found[0] if found else ""
 
 
-def _major(path: Path) -> int:
+def tool_major(path: Path) -> int:
     return int(tool_version(path).partition(".")[0] or 0)
 
 

@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from policy.database_facts import DatabaseFacts
+from policy.wal_facts import WalFacts
 
-BackupKind = Literal["postgres", "files", "own-state"]
+BackupKind = Literal["postgres", "postgres-physical", "files", "bucket", "own-state"]
 
 
 class Frozen(BaseModel):
@@ -27,7 +28,7 @@ class StoredStream(Frozen):
 
 
 class TreeFacts(Frozen):
-    """Of directories and files."""
+    """Of directories and files, or of the objects of a bucket."""
 
     count: int
     total_bytes: int
@@ -38,6 +39,7 @@ class Facts(Frozen):
     """What must be true of a restored copy; which are there depends on what was backed up."""
 
     database: DatabaseFacts | None = None
+    wal: WalFacts | None = None  # physical: which log it needs, and what held at one place of it
     tree: TreeFacts | None = None
     detail: dict[str, str] = {}  # what people want to know besides: host, path, ledger's newest id
 
