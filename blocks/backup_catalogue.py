@@ -244,10 +244,17 @@ def _incomplete(manifest: Manifest, sizes: dict[str, int]) -> str:
     return ""
 
 
-def stored(entries: Sequence[Entry]) -> list[Stored]:
-    """As retention sees them; those without a manifest are `tidy`'s."""
+def stored(entries: Sequence[Entry], known: Sequence[Entry] = ()) -> list[Stored]:
+    """As retention sees them; those without a manifest are `tidy`'s. `known`: of another vault,
+    from which they were copied, with what drills said of them there."""
+    proved = {one.id: one.good for one in known if one.drills}
     return [
-        Stored(one.id, one.manifest.snapshot_at, one.good, one.manifest.locked_until)
+        Stored(
+            one.id,
+            one.manifest.snapshot_at,
+            proved.get(one.id, one.good) if not one.trouble else False,
+            one.manifest.locked_until,
+        )
         for one in entries
         if one.manifest is not None
     ]

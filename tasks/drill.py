@@ -4,6 +4,7 @@ leaves signed evidence."""
 import hashlib
 import logging
 import random
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from tasks.held import held
 
 log = logging.getLogger("dafnck")
 
+# In the words of libc and PostgreSQL.
+FULL = re.compile(r"No space left on device|Disk quota exceeded|disk full", re.IGNORECASE)
 SHOWN = 10  # differences that are told one by one
 CONTENT = "content"
 
@@ -73,13 +76,15 @@ def drill(site: BackupSite, backup_id: str | None = None) -> Drill:
     entry = choose(site, backup_id, seed=int(site.clock() * 1000))
     began, steps = site.clock(), Steps()
     checks: list[Check] = []
+    until: float | None = None
     if entry.manifest is None or entry.trouble:
         checks.append(Check(name=CONTENT, verdict=Verdict.FAIL, reason=entry.trouble))
     else:
-        checks += _restored(site, entry.manifest, steps)
+        restored, until = _restored(site, entry.manifest, steps)
+        checks += restored
         checks.append(size_trend(site, entry.manifest))
     rto = steps.seconds.get("restore")
-    rpo = _recovery_point(site, entry, checks, began)
+    rpo = _recovery_point(site, entry, checks, began, until)
     if rto is not None:
         checks.append(recovery_time(rto, site.target))
     drill = Drill(
@@ -101,35 +106,53 @@ def drill(site: BackupSite, backup_id: str | None = None) -> Drill:
 
 
 def _recovery_point(
-    site: BackupSite, entry: Entry, checks: list[Check], now: float
+    site: BackupSite, entry: Entry, checks: list[Check], now: float, until: float | None
 ) -> float | None:
-    """Of the newest backup that counts, be it this one or not."""
-    whole = [one for one in site.catalogue.whole(site.place) if one.manifest]
-    bad = {entry.id} if any(check.verdict is Verdict.FAIL for check in checks) else set()
-    newest = next((one.manifest for one in whole if one.id not in bad and one.manifest), None)
-    if newest is None:
+    """Of the newest backup that counts, be it this one or not. `until`: when the newest
+    transaction was committed that this one came back with, by the log."""
+    bad = any(check.verdict is Verdict.FAIL for check in checks)
+    # What earlier drills said of this one does not count any more.
+    found = [one for one in site.catalogue.whole(site.place) if one.id != entry.id]
+    found += [] if bad else [entry]
+    newest = max(found, key=lambda one: one.id, default=entry).manifest
+    if not found or newest is None:
         words = "there is no other good backup"
         checks.append(Check(name="recovery point objective", verdict=Verdict.FAIL, reason=words))
         return None
-    checks.append(recovery_point(newest.snapshot_at, now, site.target))
-    return max(0.0, now - newest.snapshot_at)
+    point = max(newest.snapshot_at, until or 0.0)
+    checks.append(recovery_point(point, now, site.target))
+    return max(0.0, now - point)
 
 
-def _restored(site: BackupSite, manifest: Manifest, steps: Steps) -> list[Check]:
-    """Everything that a copy of it shows. What goes wrong with the backup is what the drill is for;
-    what goes wrong with the place is raised: no backup is bad because a machine has no room."""
-    with scratch_of(site) as folder, somewhere(site, manifest, folder) as (where, server):
+def _restored(
+    site: BackupSite, manifest: Manifest, steps: Steps
+) -> tuple[list[Check], float | None]:
+    """-> (everything that a copy of it shows, how far its log reached). What goes wrong with the
+    backup is what the drill is for; what goes wrong with the place is raised: no backup is bad
+    because a machine has no room."""
+    with scratch_of(site) as folder, somewhere(site, manifest, folder) as (where, database):
         try:
             with steps.measured("restore"):
                 where.restore(manifest, streams_of(site, manifest))
             with steps.measured("compare"):
                 checks = [_content(where.differences(manifest))]
         except (Damaged, NotApplied) as error:
-            return [Check(name=CONTENT, verdict=Verdict.FAIL, reason=str(error))]
+            if FULL.search(str(error)):
+                raise NotApplied(
+                    f"there is no room for the restored copy in {folder.parent}, nothing is said "
+                    f"of the backup: {error}. Make room, or name another place: "
+                    "DAFNCK_DRILL_FOLDER"
+                ) from None
+            if manifest.facts.wal and isinstance(error, NotApplied):
+                # A server that did not start, or was killed: it may be this machine's fault.
+                raise NotApplied(f"nothing is said of the backup: {error}") from None
+            return [Check(name=CONTENT, verdict=Verdict.FAIL, reason=str(error))], None
+        until = getattr(where, "recovered_until", None)
+        server = database()
         if server is not None and checks[0].verdict is Verdict.PASS:
             with steps.measured("expectations"):
-                checks += held(site, manifest, server, folder)
-        return checks
+                checks += held(site, manifest, server, folder, until)
+        return checks, until.timestamp() if until else None
 
 
 def _content(found: list[Difference]) -> Check:

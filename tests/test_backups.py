@@ -19,9 +19,11 @@ from blocks.stack import Ports, Stack
 from blocks.vaults import vault
 from policy.backup import Target
 from policy.backup_manifest import BackupKind, Facts, TreeFacts
+from policy.drill import Check, Drill
 from policy.errors import NotApplied, Refused
+from policy.release import Verdict
 from tasks.backup import prune, replicate, take
-from tasks.backup_site import BackupSite, alone
+from tasks.backup_site import BackupSite, Store, alone
 
 DAY = 86400.0
 Clock = list[float]
@@ -56,6 +58,7 @@ def site(tmp_path: Path, clock: Clock) -> BackupSite:
         key,
         (recipient,),
         None,
+        Store("", None),
         clock=lambda: clock[0],
     )
 
@@ -141,6 +144,33 @@ def test_thinned_out_and_copied(site: BackupSite, clock: Clock) -> None:
     prune.fn(site)
     for catalogue in (site.catalogue, site.second):
         assert [one.id for one in catalogue.entries(site.place)] == taken[:1:-1]
+
+
+def test_what_a_drill_found_counts_in_the_second_store_too(site: BackupSite, clock: Clock) -> None:
+    """Its evidence lies in the first one alone."""
+    taken = []
+    for _ in range(4):
+        clock[0] += DAY
+        taken.append(take(site, Made(lambda: None, clock[0])).id)
+    replicate.fn(site)
+    bad = Check(name="content", verdict=Verdict.FAIL, reason="rows are missing")
+    found = Drill(
+        backup_id=taken[3],
+        service="shop",
+        environment="prod",
+        target="uploads",
+        at=clock[0],
+        verdict=Verdict.FAIL,
+        checks=(bad,),
+        rpo_seconds=None,
+        rto_seconds=None,
+    )
+    site.catalogue.record(site.catalogue.entry(site.place, taken[3]), found)
+    prune.fn(site)
+    assert site.second
+    for catalogue in (site.catalogue, site.second):
+        there = [one.id for one in catalogue.entries(site.place)]
+        assert there == taken[:0:-1], "two good ones, beside the bad one"
 
 
 def test_a_copy_that_is_not_what_it_should_be_is_none(site: BackupSite, tmp_path: Path) -> None:

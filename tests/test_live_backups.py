@@ -1,9 +1,12 @@
 """Backups as people use them: by the command, by the worker, by the clock's flows."""
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Dafnck, Released
 from pg_fixtures import sql
@@ -53,12 +56,17 @@ def test_a_night_and_a_drill_by_the_worker(
     stack: Stack, ledger: Ledger, dafnck: Dafnck, kept: tuple[str, Path], tmp_path: Path
 ) -> None:
     url, uploads = kept
-    assert "2 backed up" in dafnck("backup", "now", "kept").stdout
+    dafnck("backup", "key")
+    secret = (stack.secrets / "recovery-key.txt").read_text().splitlines()[-1]
+    assert secret.startswith("AGE-SECRET-KEY-")
+    with nobody_tells(secret):
+        assert "2 backed up" in dafnck("backup", "now", "kept").stdout
     assert {row["target"]: row["state"] for row in rows(dafnck)} == {
         "db of kept in local": "not tried",
         "uploads of kept in local": "not tried",
     }
-    assert "all is there" in dafnck("drill", "kept").stdout
+    with nobody_tells(secret):
+        assert "all is there" in dafnck("drill", "kept").stdout
     assert {row["state"] for row in rows(dafnck)} == {"proved"}
     shown = dafnck("backup", "show", "kept", "--target", "db").stdout
     assert "orders: 100 rows" in shown
@@ -103,12 +111,36 @@ def test_a_night_and_a_drill_by_the_worker(
     kept_ones = json.loads(dafnck("backup", "prune", "kept", "--dry-run", "--json").stdout)
     assert all(one["kept"] for one in kept_ones)
 
-    secret = (stack.secrets / "recovery-key.txt").read_text().splitlines()[-1]
-    assert secret.startswith("AGE-SECRET-KEY-")
-    for folder in (stack.logs, stack.reports, stack.home / "prefect"):
-        for file in folder.rglob("*"):
-            if file.is_file():
-                assert secret.encode() not in file.read_bytes(), file
+    holders = [
+        file.relative_to(stack.home)
+        for file in stack.home.rglob("*")
+        if file.is_file() and secret.encode() in file.read_bytes()
+    ]
+    assert holders == [Path("secrets/recovery-key.txt")], (
+        "ledger, logs, reports, Prefect's database"
+    )
+
+
+@contextmanager
+def nobody_tells(secret: str) -> Iterator[None]:
+    """Meanwhile it is in no process's arguments, and in no environment."""
+    over, told = threading.Event(), set[str]()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            for process in psutil.process_iter():
+                with suppress(psutil.Error):
+                    if secret in " ".join([*process.cmdline(), *process.environ().values()]):
+                        told.add(process.name())
+
+    thread = threading.Thread(target=look, name="looks at processes")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert not told
 
 
 def test_what_a_file_cannot_mean(dafnck: Dafnck, service: Service) -> None:

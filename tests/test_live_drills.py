@@ -2,7 +2,9 @@
 first and find the second, each for the right reason."""
 
 import json
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,3 +258,30 @@ def test_half_a_dump_with_exit_0(fresh: Stage) -> None:
     with fresh.lying('$REAL "$@" | head -c 100000'):
         fresh.take()
     assert "pg_restore" in failed(fresh.drill())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a small disk can only be mounted by root")
+def test_a_disk_that_fills_up_makes_no_backup_bad(
+    fresh: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh.sql(
+        "CREATE TABLE s.large AS SELECT n, repeat(md5(n::text), 20) AS text "
+        "FROM generate_series(1, 100000) n"
+    )
+    manifest = fresh.take()
+    fresh.sql("DROP TABLE s.large")
+    small = Path(tempfile.mkdtemp(prefix="dafnck-test-", dir="/var/tmp"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=90m", "dafnck", small], check=True)
+    try:
+        monkeypatch.setenv("DAFNCK_DRILL_FOLDER", str(small))
+        small.chmod(0o711)
+        with pytest.raises(NotApplied, match="no room for the restored copy"):
+            fresh.drill(backup_id=manifest.id)
+        assert fresh.entry().drills == ()
+        assert fresh.entry().good is None
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+        small.rmdir()
+    monkeypatch.delenv("DAFNCK_DRILL_FOLDER")
+    assert fresh.drill(backup_id=manifest.id).verdict is Verdict.PASS
