@@ -170,7 +170,25 @@ def restore(
         str | None, typer.Option("--to-database", help="name of a new database, on the same server")
     ] = None,
     to_folder: Annotated[
-        Path | None, typer.Option("--to-folder", help="an empty folder, for files")
+        Path | None,
+        typer.Option(
+            "--to-folder", help="an empty folder: for files, or a server's data directory"
+        ),
+    ] = None,
+    tables: Annotated[
+        list[str] | None,
+        typer.Option("--table", help="this table alone, schema.table; may be given again"),
+    ] = None,
+    to_time: Annotated[
+        str | None,
+        typer.Option("--to-time", help="of a physical backup: 2026-11-25T02:15:00Z"),
+    ] = None,
+    to_lsn: Annotated[
+        str | None,
+        typer.Option("--to-lsn", help="of a physical backup: to this place in the log"),
+    ] = None,
+    to_bucket: Annotated[
+        str | None, typer.Option("--to-bucket", help="an empty bucket or prefix: s3://…")
     ] = None,
     into_place: Annotated[
         bool, typer.Option("--into-place", help="instead of what is there, which is kept aside")
@@ -191,8 +209,12 @@ def restore(
         "backup_id": backup_id,
         "database": to_database,
         "folder": str(to_folder.absolute()) if to_folder else None,
+        "bucket": to_bucket,
         "in_place": into_place,
         "confirm": confirm,
+        "tables": tables or None,
+        "to_time": to_time,
+        "to_lsn": to_lsn,
         "service_file": str(file.absolute()) if file else None,
     }
     _run("restore", parameters, f"restore of {service}", here, wait, as_json)

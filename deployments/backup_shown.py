@@ -36,6 +36,17 @@ def _lines(entry: Entry) -> Iterator[str]:
                 yield f"  {table.full_name}: {table.rows:,} rows, {table.content_hash}"
             if len(largest) > MOST_TABLES:
                 yield f"  and {len(largest) - MOST_TABLES} more tables"
+        if wal := manifest.facts.wal:
+            yield (
+                f"server {wal.system_identifier}, PostgreSQL {wal.server_version}, timeline "
+                f"{wal.timeline}: from {wal.start_lsn} to {wal.stop_lsn}, needs "
+                f"{len(wal.segments)} segments of the log from {wal.segments[0]} on"
+            )
+            rows = sum(table.rows for one in wal.at_stop for table in one.tables)
+            yield (
+                f"  proved at {wal.proved_lsn}, {at(wal.proved_at)}: {len(wal.at_stop)} databases, "
+                f"{rows:,} rows"
+            )
         if tree := manifest.facts.tree:
             yield f"{tree.count:,} files, {tree.total_bytes:,} bytes, {tree.digest}"
         for name, words in manifest.facts.detail.items():

@@ -18,6 +18,7 @@ from deployments import (
     provenance_commands,
     recover,
     trigger_command,
+    wal_commands,
 )
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.add_typer(notify_commands.app, name="notify")
 app.add_typer(gate_commands.scan_db, name="scan-db")
 app.add_typer(backup_commands.app, name="backup")
+app.add_typer(wal_commands.app, name="wal")
 app.command()(backup_commands.restore)
 app.command()(backup_commands.drill)
 app.command()(recover.recover)

@@ -1,6 +1,5 @@
 """`dafnck recover`: the day of the disaster."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +27,10 @@ def recover(
     to_time: Annotated[
         str | None, typer.Option(help="as it was then: 2026-11-25T02:15:00Z; default: the newest")
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="TARGET=DIR: where a server goes that is backed up physically"),
+    ] = None,
     without: Annotated[
         list[str] | None, typer.Option(help="TARGET: go on without this data, which is lost then")
     ] = None,
@@ -46,7 +49,7 @@ def recover(
     """Rebuild everything on an empty machine, from a store and the key file alone. Killed, the same
     command goes on. With --env: have one environment of a service take over from another."""
     if env is not None or of is not None or service is not None:
-        if service is None or env is None or of is None or home is not None or without:
+        if service is None or env is None or of is None or home is not None or without or data:
             raise BadInput(
                 "an environment takes over by: dafnck recover SERVICE --env ENV --of ENV; a "
                 "machine comes back by: dafnck recover --from STORE --key FILE. Nothing was changed"
@@ -57,7 +60,7 @@ def recover(
                 "environment": env,
                 "of": of,
                 "confirm": confirm or "",
-                "to_time": moment(to_time),
+                "to_time": _moment(to_time),
                 "store": store,
                 "key_file": str(key.absolute()) if key else None,
             },
@@ -80,8 +83,9 @@ def recover(
         (home or stack_home()).absolute(),
         bring_up=lambda place, said: up(place, open_ports(place), said),
         said=lambda words: print(words, file=sys.stderr, flush=True),
-        to_time=moment(to_time),
+        to_time=_moment(to_time),
         without=frozenset(without or []),
+        data=dict(_data(one) for one in data or []),
     )
     told = recover(job)
     if as_json:
@@ -127,14 +131,15 @@ def table(rows: list[dict[str, str]]) -> None:
         )
 
 
-def moment(text: str | None) -> float | None:
+def _data(given: str) -> tuple[str, Path]:
+    target, _, folder = given.partition("=")
+    if target.count("/") != 2 or not folder:
+        raise BadInput(f"--data: {given!r} is not service/environment/name=DIR")
+    return target, Path(folder).absolute()
+
+
+def _moment(text: str | None) -> float | None:
     """Seconds since the epoch. Raises BadInput."""
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise BadInput(f"--to-time: {text!r} is no time; write 2026-11-25T02:15:00Z") from None
-    if at.tzinfo is None:
-        raise BadInput(f"--to-time: {text} says no time zone; write {text}Z for UTC")
-    return at.astimezone(UTC).timestamp()
+    from policy.quantities import moment
+
+    return None if text is None else moment(text).timestamp()

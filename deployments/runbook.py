@@ -35,6 +35,7 @@ nothing was changed; 3 a part does not answer.
 |---|---|
 | `--home DIR` | where to, default `$DAFNCK_HOME` or `~/.dafnck`; it must be empty |
 | `--to-time TIME` | not the newest, but as it was then: `2026-11-25T02:15:00Z` |
+| `--data TARGET=DIR` | the data directory of a server that is backed up physically |
 | `--without TARGET` | go on without this data; what it held is lost |
 | `--json` | for machines |
 

@@ -141,6 +141,12 @@ def _recover(site: Site, stack: Stack, there: Other, by: str) -> tuple[Recovery,
 def _ready(there: Other, mine: Release) -> list[Job]:
     """Raises BadInput for what is missing, before anything is changed."""
     jobs = there.jobs(mine)
+    if whole := [job.wanted.key for job in jobs if job.wanted.target.is_physical]:
+        raise BadInput(
+            f"{', '.join(whole)} is a whole server (method: physical), which no environment takes "
+            "over in place of what runs; nothing was changed. Restore it beside, dafnck restore "
+            "--to-folder, or keep a streaming standby of PostgreSQL"
+        )
     if missing := [words for job in jobs for words in missing_for(job.wanted)]:
         raise BadInput(f"{'; '.join(missing)}. Nothing was changed")
     for job in jobs:

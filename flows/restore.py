@@ -11,8 +11,10 @@ from blocks.stack import open_stack
 from flows import backup_hooks
 from flows.ended import failed
 from policy.errors import DafnckError
+from policy.quantities import moment
 from tasks.backup_site import in_place_of
 from tasks.backup_wanted import one_site
+from tasks.physical import place_in_log
 from tasks.restore import Where
 from tasks.restore import restore as bring_back
 
@@ -32,8 +34,12 @@ def restore(
     backup_id: str | None = None,
     database: str | None = None,
     folder: str | None = None,
+    bucket: str | None = None,
     in_place: bool = False,
     confirm: str | None = None,
+    tables: list[str] | None = None,
+    to_time: str | None = None,
+    to_lsn: str | None = None,
     service_file: str | None = None,
     by: str = "somebody in the Prefect UI",
 ) -> State[Any]:
@@ -45,9 +51,13 @@ def restore(
         target: which; may be left out when there is only one
         backup_id: default: the newest that no drill proved bad
         database: name of a new database on the same server
-        folder: an empty folder
+        folder: an empty folder; of a whole server, its new data directory
+        bucket: an empty bucket, or an empty prefix of one: `s3://bucket/prefix`
         in_place: instead of what is there, which is backed up before and kept aside
         confirm: with in_place: `<service>/<environment>/<target>`
+        tables: these alone, `schema.table`, to a new database
+        to_time: of a physical backup: to this moment, `2026-11-25T02:15:00Z`
+        to_lsn: of a physical backup: to this place in the log, `0/3000060`
         service_file: instead of what serves: what this file says
         by: who asks, for the record
     """
@@ -59,6 +69,10 @@ def restore(
             database,
             Path(folder).absolute() if folder else None,
             in_place,
+            bucket=bucket,
+            tables=tables or (),
+            until=moment(to_time) if to_time else None,
+            lsn=place_in_log(to_lsn) if to_lsn else None,
         )
         words = bring_back(site, backup_id, where)
     except DafnckError as error:

@@ -42,6 +42,13 @@ def store(url: Any) -> str:
     raise ValueError(f"{url!r} is no store; write s3://bucket/prefix?endpoint=… or file:///folder")
 
 
+def bucket(url: Any) -> str:
+    """'s3://bucket/prefix?endpoint=…'. Raises ValueError."""
+    if isinstance(url, str) and re.fullmatch(r"s3://[^/\s@]\S*", url):
+        return url
+    raise ValueError(f"{url!r} is no bucket; write s3://bucket/prefix?endpoint=…")
+
+
 StoreUrl = Annotated[
     str,
     BeforeValidator(store),
@@ -86,8 +93,21 @@ class Target(Part):
         description="a PostgreSQL database: env://NAME, a variable of the worker that holds its "
         "URL; file:///path of a file that does; or a URL without a password",
     )
+    method: Literal["logical", "physical"] = Field(
+        "logical",
+        description="of a database: what pg_dump writes of it; or the whole server it is on, by "
+        "pg_basebackup, with the log that the server archives: back to any moment",
+    )
     files: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="instead: directories and files, from this file's place"
+    )
+    bucket: (
+        Annotated[
+            str, BeforeValidator(bucket), WithJsonSchema({"type": "string", "pattern": "^s3://"})
+        ]
+        | None
+    ) = Field(
+        None, description="instead: the objects of a bucket, or of a prefix: s3://bucket/prefix"
     )
     keep: Keep = Field(default_factory=Keep, description="which backups stay")
     rpo: Seconds = Field(
@@ -131,13 +151,19 @@ class Target(Part):
 
     @model_validator(mode="after")
     def _one_thing(self) -> "Target":
-        if (self.postgres is None) == (self.files is None):
-            raise ValueError("needs exactly one of postgres, files")
+        if [self.postgres, self.files, self.bucket].count(None) != 2:
+            raise ValueError("needs exactly one of postgres, files, bucket")
         if self.postgres is None:
             for key in ("expectations", "fresh", "smoke"):
                 if getattr(self, key):
                     raise ValueError(f"{key}: is of databases; needs postgres")
+            if self.is_physical:
+                raise ValueError("method: physical is of a PostgreSQL server; needs postgres")
         return self
+
+    @property
+    def is_physical(self) -> bool:
+        return self.method == "physical"
 
 
 class Backup(Part):

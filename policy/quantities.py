@@ -1,9 +1,12 @@
 """Durations, sizes and shares as people write them, and as numbers with a unit in their name."""
 
 import re
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
+
+from policy.errors import BadInput
 
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_SECONDS = 30 * 86400.0
@@ -152,3 +155,14 @@ Fraction = Annotated[
         }
     ),
 ]
+
+
+def moment(text: str) -> datetime:
+    """'2026-11-25T02:15:00Z'. Raises BadInput."""
+    try:
+        read = datetime.fromisoformat(text)
+        if read.tzinfo is not None:
+            return read
+    except ValueError:
+        pass
+    raise BadInput(f"{text!r} is no moment with a time zone; write 2026-11-25T02:15:00Z")

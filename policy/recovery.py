@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from policy.backup import Target
 from policy.release import Release
 
-Kind = Literal["database", "files"]
-ORDER: tuple[Kind, ...] = ("database", "files")  # what names the others' names first
+Kind = Literal["database", "bucket", "files"]
+ORDER: tuple[Kind, ...] = ("database", "bucket", "files")  # what names the others' names first
 
 
 class _Frozen(BaseModel):
@@ -31,7 +31,9 @@ class Wanted(_Frozen):
 
     @property
     def kind(self) -> Kind:
-        return "files" if self.target.postgres is None else "database"
+        if self.target.postgres is not None:
+            return "database"
+        return "bucket" if self.target.bucket is not None else "files"
 
     @property
     def key(self) -> str:

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from blocks.backup_catalogue import new_id, stored
+from blocks.backup_catalogue import Catalogue, Entry, new_id, stored
 from blocks.ports import BackupSource
 from blocks.sealing import sealing
 from blocks.vault_copy import copy
 from policy.backup_manifest import Manifest, StoredStream
 from policy.drill import Check, trend
-from policy.errors import NotApplied
+from policy.errors import Damaged, NotApplied
 from policy.quantities import in_words
 from policy.retention import Fate, split
 from tasks.backup_site import BackupSite, alone, salt, source_of
@@ -117,6 +117,12 @@ def replicate(site: BackupSite) -> str:
     copied = 0
     with alone(site):
         site.second.tidy(site.place, site.clock())
+    damaged: Damaged | None = None
+    log_files = 0
+    try:
+        log_files = _replicate_log(site)  # before what cannot be opened without it
+    except Damaged as error:
+        damaged = error  # which the backups need not wait for
     there = {entry.id for entry in site.second.entries(site.place) if not entry.trouble}
     for entry in reversed(site.catalogue.whole(site.place)):
         if entry.id in there or entry.manifest is None:
@@ -127,13 +133,24 @@ def replicate(site: BackupSite) -> str:
             copy(site.vault, site.second.vault, digests, entry.manifest.locked_until)
             site.second.publish(site.place, entry.manifest)
         copied += 1
+    if damaged is not None:
+        raise damaged
     ages = [
         site.clock() - entry.manifest.snapshot_at
         for entry in site.second.whole(site.place)
         if entry.manifest
     ]
     lag = f"the newest there is {in_words(min(ages))} old" if ages else "there is none"
-    return f"{copied} copied to {site.second.vault}; {lag}"
+    more = f" and {log_files} files of the log" if log_files else ""
+    return f"{copied}{more} copied to {site.second.vault}; {lag}"
+
+
+def _replicate_log(site: BackupSite) -> int:
+    if not site.target.is_physical:
+        return 0
+    from tasks.physical import replicate_log
+
+    return replicate_log(site)
 
 
 @task(task_run_name="prune {site}", cache_policy=NO_CACHE)
@@ -142,15 +159,28 @@ def prune(site: BackupSite, dry_run: bool = False) -> list[Fate]:
     with alone(site):
         now = site.clock()
         fates: list[Fate] = []
+        known: list[Entry] = []  # drills leave their evidence in the first store alone
         for catalogue in (site.catalogue, *([site.second] if site.second else [])):
             entries = {entry.id: entry for entry in catalogue.entries(site.place)}
-            decided = split(stored(list(entries.values())), site.target.keep, now)
+            decided = split(stored(list(entries.values()), known), site.target.keep, now)
+            known = list(entries.values())
             for fate in decided:
                 if not fate.keep and not dry_run:
                     catalogue.remove(entries[fate.id])
                     log.info("removed %s of %s from %s", fate.id, site.place, catalogue.vault)
+            if site.target.is_physical and not dry_run:
+                kept = {fate.id for fate in decided if fate.keep}
+                left = [entry.manifest for entry in entries.values() if entry.id in kept]
+                _prune_log(site, catalogue, [one for one in left if one])
             fates = fates or decided
     return fates
+
+
+def _prune_log(site: BackupSite, catalogue: Catalogue, kept: list[Manifest]) -> None:
+    from tasks.physical import prune_log
+
+    if gone := prune_log(site, catalogue.vault, kept):
+        log.info("removed %s files of the log of %s from %s", gone, site.place, catalogue.vault)
 
 
 def size_trend(site: BackupSite, manifest: Manifest) -> Check:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 from zlib import crc32
 
 from blocks.backup_catalogue import Catalogue, Place
@@ -20,6 +21,13 @@ from policy.backup import OWN, OWN_TARGET, Backup, Target
 from policy.errors import BadInput, Refused
 
 BUCKET = "dafnck-backups"  # of the stack's own object store
+
+
+class Store(NamedTuple):
+    """How a vault is reached."""
+
+    url: str
+    credentials: Path | None  # file of the stack's own store; None: boto3 finds them
 
 
 class BackupSite:
@@ -36,12 +44,13 @@ class BackupSite:
         key: RecoveryKey,
         recipients: tuple[str, ...],
         lock_days: int | None,
+        store: Store,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.stack, self.place, self.target = stack, place, target
         self.catalogue, self.second = catalogue, second
         self.key, self.recipients, self.lock_days = key, recipients, lock_days
-        self.clock = clock
+        self.store, self.clock = store, clock
 
     def but(self, **others: Any) -> "BackupSite":
         """The same with other attributes."""
@@ -80,11 +89,24 @@ def have_key(stack: Stack) -> RecoveryKey:
     return key
 
 
-def default_vault(stack: Stack) -> Vault:
+def default_store(stack: Stack) -> Store:
     if stack.store_url:
-        return vault(stack.store_url)
+        return Store(stack.store_url, None)
     own = f"s3://{BUCKET}?endpoint=http://127.0.0.1:{stack.ports.object_store}"
-    return vault(own, stack.store_credentials)
+    return Store(own, stack.store_credentials)
+
+
+def credentials_for(stack: Stack, bucket: str) -> Path | None:
+    """Of the stack's own object store; of any other boto3 finds them."""
+    own = f"http://127.0.0.1:{stack.ports.object_store}"
+    own_store = stack.store_url is None and parse_qs(urlsplit(bucket).query).get("endpoint") == [
+        own
+    ]
+    return stack.store_credentials if own_store else None
+
+
+def default_vault(stack: Stack) -> Vault:
+    return vault(*default_store(stack))
 
 
 def site_of_target(
@@ -92,18 +114,19 @@ def site_of_target(
 ) -> BackupSite:
     """`backup`: the part of the service file; None: for the state of dafnck itself."""
     keys, key = Keys(stack.secrets, stack.keys), have_key(stack)
-    first = vault(backup.to) if backup and backup.to else default_vault(stack)
+    store = Store(backup.to, None) if backup and backup.to else default_store(stack)
     second = vault(backup.copy_to) if backup and backup.copy_to else None
     target = target or (backup.targets[place.target] if backup else OWN_STATE)
     return BackupSite(
         stack,
         place,
         target,
-        Catalogue(first, keys),
+        Catalogue(vault(*store), keys),
         Catalogue(second, keys) if second else None,
         key,
         tuple(dict.fromkeys([key.recipient(), *(backup.recipients if backup else [])])),
         backup.lock_days if backup else None,
+        store,
     )
 
 
@@ -119,10 +142,18 @@ def source_of(site: BackupSite) -> BackupSource:
 
         return OwnState(site.stack)
     if target.postgres:
+        if target.is_physical:
+            from tasks.physical import source
+
+            return source(site)
         from blocks.pg_dump import LogicalSource
         from blocks.postgres import server_of
 
         return LogicalSource(server_of(target.postgres))
+    if target.bucket:
+        from blocks.bucket_source import BucketSource
+
+        return BucketSource(target.bucket, credentials_for(site.stack, target.bucket))
     from blocks.tree_source import TreeSource
 
     return TreeSource([Path(path) for path in target.files or []])

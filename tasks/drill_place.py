@@ -1,6 +1,6 @@
 """Where a drill restores to: a throw-away PostgreSQL, or an empty folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,30 +17,44 @@ DATABASE = "restored"
 @contextmanager
 def somewhere(
     site: BackupSite, manifest: Manifest, folder: Path
-) -> Iterator[tuple[Restoring, Server | None]]:
-    """-> (the place, the database in it, if it is one). Gone afterwards."""
+) -> Iterator[tuple[Restoring, Callable[[], Server | None]]]:
+    """-> (the place; once restored: the database in it, if it is one). Gone afterwards."""
     if manifest.kind == "postgres":
-        with _database(manifest, folder) as found:
-            yield found
+        with _database(manifest, folder) as (where, database):
+            yield where, lambda: database
+    elif manifest.kind == "postgres-physical":
+        from tasks.physical import drilled
+
+        name = manifest.facts.detail.get("database", "postgres")
+        with drilled(site, folder) as there:
+            yield there, lambda: there.server.at(name)
     elif manifest.kind == "own-state":
         from blocks.own_state import OwnStateRestore
 
-        yield OwnStateRestore(folder / "home"), None
+        yield OwnStateRestore(folder / "home"), _none
+    elif manifest.kind == "bucket":
+        from blocks.bucket_source import FolderOfObjects
+
+        yield FolderOfObjects(folder / "objects"), _none
     else:
         from blocks.tree_source import TreeRestore
 
-        yield TreeRestore(folder / "files"), None
+        yield TreeRestore(folder / "files"), _none
+
+
+def _none() -> None:
+    return None
 
 
 @contextmanager
-def _database(manifest: Manifest, folder: Path) -> Iterator[tuple[Restoring, Server | None]]:
+def _database(manifest: Manifest, folder: Path) -> Iterator[tuple[Restoring, Server]]:
     from blocks.pg_restore import DatabaseRestore
     from blocks.pg_swap import create_database
 
     if (facts := manifest.facts.database) is None:
         raise Damaged("its manifest says nothing of a database")
     major = int(facts.server_version.partition(".")[0])
-    with throwaway(folder / "postgres", major=major) as server:
+    with throwaway(folder / "postgres", at_least=major) as server:
         create_database(server, DATABASE, facts)
         there = server.at(DATABASE)
         yield DatabaseRestore(there, create_roles=True), there

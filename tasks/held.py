@@ -3,10 +3,12 @@ Great Expectations, orphans of foreign keys, freshness and smoke queries."""
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from blocks.expectations import Held, hold, smoke
+from blocks.pg_facts import database_facts
 from blocks.postgres import Server
 from policy.backup import Expectation
 from policy.backup_manifest import Manifest
@@ -18,10 +20,21 @@ from tasks.backup_site import BackupSite
 SHOWN = 5
 
 
-def held(site: BackupSite, manifest: Manifest, server: Server, folder: Path) -> list[Check]:
+def held(
+    site: BackupSite,
+    manifest: Manifest,
+    server: Server,
+    folder: Path,
+    until: datetime | None = None,
+) -> list[Check]:
+    """`until`: how far the log brought it, where there is one."""
     facts = manifest.facts.database
     if facts is None:
-        return []
+        # After the place where its manifest knows what there was, the log went on: what can be
+        # asked of all rows alike is asked of what is there now.
+        with server.connect() as connection:
+            facts = database_facts(connection, hashes=False)
+    newest = until.timestamp() if until else manifest.snapshot_at
     suites = default_suites(facts)
     ours = {_key(table, one.type, one.kwargs) for table, all_ in suites.items() for one in all_}
     for table, wanted in site.target.expectations.items():
@@ -36,7 +49,7 @@ def held(site: BackupSite, manifest: Manifest, server: Server, folder: Path) -> 
     checks = [_told("expectations", [one for one in found if one not in mute], len(mute))]
     if orphans := referential(facts):
         checks.append(_told("foreign keys", smoke(server, orphans)))
-    if aged := fresh(site.target.fresh, manifest.snapshot_at, facts.time_zone):
+    if aged := fresh(site.target.fresh, newest, facts.time_zone):
         checks.append(_told("freshness", smoke(server, aged)))
     if site.target.smoke:
         asked = {query: query for query in site.target.smoke}

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,11 @@ from policy.backup import OWN, OWN_TARGET
 from policy.errors import BadInput, DafnckError, Damaged, Refused
 from policy.recovery import Recovery, Wanted, held_back, wanted
 from policy.release import Release
-from tasks.backup_site import OWN_STATE, BackupSite, have_key, key_of
+from tasks.backup_site import OWN_STATE, BackupSite, Store, have_key, key_of
 from tasks.drill import streams_of
 from tasks.recover_data import Job, bring_back, missing_for
 from tasks.recover_page import write_page
+from tasks.recover_server import start_server
 from tasks.recover_services import serve_again
 
 Said = Callable[[str], None]
@@ -52,13 +53,14 @@ class Recovering:
         said: Said,
         to_time: float | None = None,
         without: frozenset[str] = frozenset(),
+        data: Mapping[str, Path] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`to_time`: not later than this, in seconds since the epoch. `without`: targets whose loss
-        is accepted."""
+        is accepted. `data`: target -> directory of a whole server."""
         self.store, self.home = store, home
         self.key = RecoveryKey(key)
-        self.to_time, self.without = to_time, without
+        self.to_time, self.without, self.data = to_time, without, data or {}
         self.bring_up, self.said, self.clock = bring_up, said, clock
         self.place = home / "recovery"
         self.state = self.place / "state"  # of the home, until it is one
@@ -78,7 +80,17 @@ class Recovering:
     def site(self, place: Place) -> BackupSite:
         """Of dafnck's own state."""
         stack = stack_at(self.home, Ports())
-        return BackupSite(stack, place, OWN_STATE, self.catalogue, None, self.key, (), None)
+        return BackupSite(
+            stack,
+            place,
+            OWN_STATE,
+            self.catalogue,
+            None,
+            self.key,
+            (),
+            None,
+            Store(self.store, None),
+        )
 
     def job(self, one: Wanted) -> Job:
         stores = dict.fromkeys([self.store, *one.stores])
@@ -88,6 +100,7 @@ class Recovering:
             [self.catalogue_of(store) for store in stores],
             one,
             self.to_time,
+            data=self.data.get(one.key),
         )
 
     @property
@@ -176,9 +189,17 @@ def state(job: Recovering) -> None:
 
 def ask(job: Recovering) -> None:
     """Look whether everything is there that the services need: the variables and files that say
-    where their databases are, servers that let us in, PostgreSQL's programs, the interpreters of
-    their environments. What is missing is told all at once; nothing was changed by then."""
-    missing = [words for one in _wanted(job) for words in missing_for(one)]
+    where their databases are, servers that let us in, PostgreSQL's programs, directories for whole
+    servers, the interpreters of their environments. What is missing is told all at once; nothing
+    was changed by then."""
+    if unknown := {*job.without, *job.data} - {one.key for one in _wanted(job)}:
+        raise BadInput(f"{', '.join(sorted(unknown))}: nothing of that name is backed up")
+    missing = [
+        words
+        for one in _wanted(job)
+        if one.key not in job.without
+        for words in missing_for(one, job.data.get(one.key))
+    ]
     missing += list(_interpreters(job))
     if missing:
         raise BadInput(
@@ -209,7 +230,7 @@ def home(job: Recovering) -> None:
 
 
 def data(job: Recovering) -> None:
-    """Restore what each service backs up, databases first, then files; each from its
+    """Restore what each service backs up, databases first, then buckets, then files; each from its
     newest backup that counts, and compared with its manifest. What cannot be restored is told at
     the end, and then no service is started: `--without` accepts a loss."""
     for one in _wanted(job):
@@ -228,6 +249,11 @@ def data(job: Recovering) -> None:
             f"not all data is there, so no service was started:\n{words}\nMend it and run the same "
             f"command again; or accept the loss: {names}"
         )
+
+    for one in _wanted(job):
+        if one.target.is_physical and one.key not in job.without:
+            if words := start_server(one, job.data.get(one.key)):
+                job.note(words)
 
 
 def serve(job: Recovering) -> None:

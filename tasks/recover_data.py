@@ -20,8 +20,9 @@ from blocks.stack import Stack
 from policy.backup_manifest import Difference, Manifest
 from policy.errors import DafnckError, Damaged, NotApplied, Refused
 from policy.recovery import Came, Wanted
-from tasks.backup_site import BackupSite
+from tasks.backup_site import BackupSite, Store, credentials_for
 from tasks.drill import streams_of
+from tasks.recover_server import bring_server_back, missing_for_server
 
 log = logging.getLogger("dafnck")
 
@@ -42,10 +43,12 @@ class Job:
         to_time: float | None = None,
         *,
         instead: bool = False,
+        data: Path | None = None,
     ) -> None:
-        """`catalogues`: the first one first. `instead`: of what is there, which is kept aside."""
+        """`catalogues`: the first one first. `instead`: of what is there, which is kept aside.
+        `data`: directory of a whole server."""
         self.stack, self.key, self.catalogues = stack, key, catalogues
-        self.wanted, self.to_time, self.instead = wanted, to_time, instead
+        self.wanted, self.to_time, self.instead, self.data = wanted, to_time, instead, data
 
     def __str__(self) -> str:
         return self.wanted.key
@@ -57,14 +60,28 @@ class Job:
     def newest_first(self) -> Iterator[tuple[Manifest, BackupSite]]:
         """What counts, of all stores; the same backup from the first one that has it."""
         found: dict[str, tuple[Manifest, BackupSite]] = {}
+        troubles: list[DafnckError] = []
         for catalogue in self.catalogues:
-            for entry in catalogue.whole(self.place):
+            try:
+                entries = catalogue.whole(self.place)
+            except DafnckError as error:  # it may be what was lost
+                log.warning("%s of %s is passed over: %s", catalogue.vault, self, error)
+                troubles.append(error)
+                continue
+            for entry in entries:
                 if entry.manifest and not self._too_young(entry.manifest):
                     found.setdefault(entry.id, (entry.manifest, self._site(catalogue)))
+        if troubles and not found:
+            raise troubles[0]
         yield from (found[backup_id] for backup_id in sorted(found, reverse=True))
 
     def _too_young(self, manifest: Manifest) -> bool:
-        return self.to_time is not None and manifest.snapshot_at > self.to_time
+        """A physical one goes on from its end, by its log; the others show their own moment."""
+        wal = manifest.facts.wal
+        return (
+            self.to_time is not None
+            and (wal.stopped_at if wal else manifest.snapshot_at) > self.to_time
+        )
 
     def _site(self, catalogue: Catalogue) -> BackupSite:
         recipients = (self.key.recipient(),)
@@ -77,12 +94,16 @@ class Job:
             self.key,
             recipients,
             None,
+            Store("", None),  # the catalogue has its vault already
         )
 
 
-def missing_for(one: Wanted) -> Iterator[str]:
+def missing_for(one: Wanted, data: Path | None = None) -> Iterator[str]:
     """What a person must say or install before this can come back, in words."""
     if one.target.postgres is None:
+        return
+    if one.target.is_physical:
+        yield from missing_for_server(one, data)
         return
     try:
         _reached(server_of(one.target.postgres))
@@ -107,7 +128,7 @@ def bring_back(job: Job) -> Came:
     try:
         for manifest, site in job.newest_first():
             try:
-                until = _restored(site, manifest, job.instead)
+                until = _restored(job, site, manifest)
             except Damaged as error:
                 passed.append(f"{manifest.id} was passed over: {error}")
                 continue
@@ -133,12 +154,16 @@ def bring_back(job: Job) -> Came:
     )
 
 
-def _restored(site: BackupSite, manifest: Manifest, instead: bool) -> float:
+def _restored(job: Job, site: BackupSite, manifest: Manifest) -> float:
     """-> until when all is there."""
+    if manifest.facts.wal is not None:
+        return bring_server_back(site, manifest, job.data, job.to_time)
     if manifest.facts.database is not None:
-        _database(site, manifest, instead)
+        _database(site, manifest, job.instead)
+    elif manifest.kind == "bucket":
+        _bucket(site, manifest, job.instead)
     else:
-        _files(site, manifest, instead)
+        _files(site, manifest, job.instead)
     return manifest.snapshot_at
 
 
@@ -187,6 +212,20 @@ def _swapped(site: BackupSite, manifest: Manifest, server: Server) -> None:
         drop_database(server, beside)
         raise
     log.info("what was in %s is in the database %s from now on", server, aside)
+
+
+def _bucket(site: BackupSite, manifest: Manifest, instead: bool) -> None:
+    from blocks.bucket_source import BucketRestore
+
+    assert site.target.bucket
+    if instead:
+        raise Refused(
+            f"{site.place} is a bucket, and nothing is put in the place of its objects. By hand: "
+            "dafnck restore --to-bucket, and name that one in the file"
+        )
+    there = BucketRestore(site.target.bucket, credentials_for(site.stack, site.target.bucket))
+    there.restore(manifest, streams_of(site, manifest))
+    _equal(there.differences(manifest))
 
 
 def _files(site: BackupSite, manifest: Manifest, instead: bool) -> None:

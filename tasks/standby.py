@@ -26,7 +26,7 @@ from policy.errors import BadInput, Damaged, Refused
 from policy.recovery import wanted
 from policy.release import Release
 from tasks import put_back
-from tasks.backup_site import OWN_STATE, BackupSite, default_vault, have_key
+from tasks.backup_site import OWN_STATE, BackupSite, Store, default_vault, have_key
 from tasks.drill import streams_of
 from tasks.recover_data import Job
 from tasks.site import Site
@@ -160,7 +160,9 @@ def _from_backup(other: Other, here: Path) -> Found:
 
 
 def _own(other: Other, place: Place, catalogue: Catalogue) -> BackupSite:
-    return BackupSite(other.stack, place, OWN_STATE, catalogue, None, other.key, (), None)
+    return BackupSite(
+        other.stack, place, OWN_STATE, catalogue, None, other.key, (), None, Store("", None)
+    )
 
 
 def _have_artifact(other: Other, home: Path, release: Release) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from policy.errors import Damaged, Refused, Unreachable
 from tasks.backup_site import BackupSite
 from tasks.drill import streams_of
+from tasks.physical import lacking_log
 
 PIECE_BYTES = 2**20
 
@@ -28,6 +29,8 @@ def verified(site: BackupSite, backup_id: str | None) -> dict[str, Any]:
             with stream_of(stream.name.partition(".")[0]) as pipe:
                 while piece := pipe.read(PIECE_BYTES):
                     row["verified"] += len(piece)
+        if manifest.facts.wal and (lacking := lacking_log(site, manifest.facts.wal.segments)):
+            row["trouble"] = f"the log that it needs is not all there: {', '.join(lacking[:5])}"
     except (Damaged, Refused, Unreachable) as error:
         row["trouble"] = str(error)
     return row

@@ -20,7 +20,7 @@ from policy.backup import Target
 from policy.backup_manifest import Manifest
 from policy.drill import Drill
 from tasks.backup import take
-from tasks.backup_site import BackupSite
+from tasks.backup_site import BackupSite, Store
 from tasks.drill import drill
 
 DURABLE = {"autovacuum": "on", "wal_level": "replica", "max_wal_senders": "4"}
@@ -123,6 +123,7 @@ def _stage(folder: Path, server: Server, target: dict[str, Any]) -> Stage:
         key,
         (recipient,),
         None,
+        Store(f"file://{folder / 'vault'}", None),
         clock=lambda: _now() + made.later,
     )
     made = Stage(folder, server, site)

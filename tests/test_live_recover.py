@@ -4,6 +4,7 @@ store and the key file alone, however often it is killed."""
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -11,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, free_port
+from conftest import ROOT, free_port, wait_for
 from recover_stage import ROWS, VARIABLE, backed_up, drop, fill, server, sql, url_of  # noqa: F401
+from wal_fixtures import a_primary
 
 from bench.stage import PROBE, brought_down_if_we_die, probe_file
 from blocks.ledger import Ledger
@@ -40,11 +42,18 @@ class Machine:
             text=True,
         )
 
-    def dafnck(self, *words: object, code: int = 0) -> str:
+    def dafnck(self, *words: object) -> str:
+        return self._run(0, *words)[0]
+
+    def failed(self, code: int, *words: object) -> str:
+        """-> what it said"""
+        return self._run(code, *words)[1]
+
+    def _run(self, code: int, *words: object) -> tuple[str, str]:
         with self.begin(*words) as process:
             out, err = process.communicate(timeout=200)
         assert process.returncode == code, f"{words}: {out}\n{err}"
-        return out
+        return out, err
 
     def killed_at(self, line: str, *words: object) -> None:
         """Run it, and kill it when it says that."""
@@ -159,3 +168,56 @@ def test_a_machine_is_lost(
         assert holders == [new.home / "secrets" / "recovery-key.txt"]
         assert set(backed_up(stack)) == set(ids), "it goes on"
         local_stack.down(stack, lambda words: None)
+
+
+@pytest.mark.timeout(300)
+def test_a_machine_is_lost_with_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Physical backups: what was committed after the last of them is there as well, up to the last
+    segment of the log that was archived."""
+    with a_primary() as primary:
+        url = f"postgresql://postgres@/postgres?host={primary.folder}&port={primary.port}"
+        store = f"file://{primary.folder / 'vault'}"
+        monkeypatch.setenv(VARIABLE, url)
+        monkeypatch.setenv("DAFNCK_OBJECT_STORE_URL", store)
+        old, key = Machine(tmp_path / "old"), tmp_path / "key.txt"
+        (source := tmp_path / "source").mkdir()
+        shutil.copy(PROBE, source / "probe.py")
+        targets = {"orders": {"postgres": f"env://{VARIABLE}", "method": "physical"}}
+        file = probe_file(source / "dafnck.yaml", "shop", {"backup": {"targets": targets}})
+        ports = {"web": free_port(), "router-api": free_port(), "prefect": free_port()}
+        with brought_down_if_we_die(old.home):
+            old.dafnck("up", *(f"--{name}-port={port}" for name, port in ports.items()))
+            old.dafnck("release", file, "--version", "7", "--here")
+            old.dafnck("wal", "setup", "shop", "--folder", primary.folder / "archive")
+            shutil.copy(primary.folder / "archive" / "archive.json", primary.settings)
+            primary.run(
+                "CREATE TABLE orders (id bigserial PRIMARY KEY, what text)",
+                "INSERT INTO orders (what) SELECT 'tea' FROM generate_series(1, 500)",
+            )
+            backed_up(open_stack(old.home))
+            old.dafnck("backup", "key", "--copy-to", key)
+            primary.run("INSERT INTO orders (what) VALUES ('after the backup')")
+            primary.archive_all("backups/shop/local/orders")
+            old.dafnck("down")
+        primary.stop(signal.SIGKILL)
+        shutil.rmtree(primary.data)
+        shutil.rmtree(old.home)
+        (primary.folder / ".s.PGSQL.5432").unlink(missing_ok=True)
+
+        new = Machine(tmp_path / "new")
+        words = ("recover", "--from", store, "--key", key, "--json")
+        with brought_down_if_we_die(new.home):
+            assert "--data shop/local/orders=DIR" in new.failed(2, *words)
+            told = json.loads(new.dafnck(*words, "--data", f"shop/local/orders={primary.data}"))
+            stack = open_stack(new.home)
+            try:
+                assert who_answers(stack) == "shop-local-1"
+                assert primary.run("SELECT count(*), max(what) FROM orders") == [(501, "tea")]
+                assert primary.run("SELECT count(*) FROM orders WHERE what LIKE 'after%'") == [(1,)]
+                assert [one["release"] for one in told["served"]] == ["shop-local-1"]
+            finally:
+                local_stack.down(stack, lambda words: None)
+                os.kill(
+                    int((primary.data / "postmaster.pid").read_text().split()[0]), signal.SIGINT
+                )
+                wait_for(lambda: not (primary.data / "postmaster.pid").exists(), "it stops")

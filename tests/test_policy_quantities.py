@@ -1,6 +1,7 @@
 import pytest
 
-from policy.quantities import in_words, percent, seconds, size_bytes, whole_percent
+from policy.errors import BadInput
+from policy.quantities import in_words, moment, percent, seconds, size_bytes, whole_percent
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,13 @@ def test_shares() -> None:
 )
 def test_in_words(value: float, words: str) -> None:
     assert in_words(value) == words
+
+
+@pytest.mark.parametrize("words", ["yesterday", "2026-11-25T02:15:00", "02:15"])
+def test_a_moment_without_a_zone_is_none(words: str) -> None:
+    with pytest.raises(BadInput, match="time zone"):
+        moment(words)
+
+
+def test_a_moment() -> None:
+    assert moment("2026-11-25T02:15:00Z") == moment("2026-11-25T03:15:00+01:00")

@@ -3,13 +3,10 @@
 import re
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from deployments import runbook
 from deployments.cli import app
-from deployments.recover import moment
-from policy.errors import BadInput
 from tasks.recover import STEPS
 
 
@@ -36,14 +33,3 @@ def test_what_a_step_says_when_it_stops_is_in_it() -> None:
     for words in re.findall(r"^\| ([^|`]+) \|", runbook.text().split("only a step fails")[1], re.M):
         if words not in ("it says", "---"):
             assert words in code, words
-
-
-@pytest.mark.parametrize("words", ["yesterday", "2026-11-25T02:15:00", "02:15"])
-def test_a_moment_without_a_zone_is_none(words: str) -> None:
-    with pytest.raises(BadInput, match="--to-time"):
-        moment(words)
-
-
-def test_a_moment() -> None:
-    assert moment("2026-11-25T02:15:00Z") == moment("2026-11-25T03:15:00+01:00")
-    assert moment(None) is None
