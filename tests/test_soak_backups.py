@@ -165,7 +165,7 @@ def test_killed_at_every_step(fresh: Stage, after: bool) -> None:
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-    assert step > 8, "it has as many calls"
+    assert step > 5, "it has more calls"
     the_next_one_works(fresh)
 
 
