@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from signal import Signals
 
 from prefect.exceptions import TerminationSignal
 
@@ -32,6 +33,7 @@ from tasks.look import Eyes
 from tasks.notify import decided, tell
 from tasks.prefect_run import OwnRun
 from tasks.publish import Publisher
+from tasks.signals import ending_signals
 from tasks.site import Site
 from tasks.smoke import smoke_test
 
@@ -70,6 +72,11 @@ def carry_out(
         eyes.cancelled = "cancelled in Prefect"
         eyes.interrupted.set()
 
+    def told_to_end(number: Signals) -> None:
+        """Heard of here when the exception that it raises goes nowhere."""
+        eyes.cancelled = f"its process was told to end ({number.name})"
+        eyes.interrupted.set()
+
     def resumed() -> None:
         site.ledger.approve(rollout.id, "somebody in the Prefect UI")
         eyes.interrupted.set()
@@ -85,7 +92,7 @@ def carry_out(
                 eyes.tell(due)
                 raise TurnBack(due.reason)
 
-    with eyes, OwnRun(cancelled, resumed) as own_run:
+    with eyes, ending_signals(told_to_end), OwnRun(cancelled, resumed) as own_run:
         while not isinstance(action := next_action(plan, eyes.look()), Stop):
             if not isinstance(action, Wait | AskApproval):
                 eyes.tell(action)

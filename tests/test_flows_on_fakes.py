@@ -1,8 +1,11 @@
 """What flows do around a rollout, on the fakes: nothing here needs Prefect's server."""
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 from fakes import FakeNotifier, a_release, a_site, serving
 from test_local_stack import frozen
-from test_tasks_put_back import autoscaled, fakes, under_way
+from test_tasks_put_back import autoscaled, fakes, serves_alone, under_way
 
 from flows import resume, rollback
 from flows.carry_out import Progress, carry_out, whole_or_nothing
@@ -200,3 +203,41 @@ def test_people_hear_once_that_a_person_is_waited_for(
     notifier = site.outbox._notifier
     assert isinstance(notifier, FakeNotifier)
     assert [notice.event for notice in notifier.recorded] == [Event.PAUSE, Event.PAUSE]
+
+
+class TermHeard(BaseException):
+    """What Prefect's handler raises."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_whose_exception_goes_nowhere_is_heard(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came up in a finalizer, or in a library that takes everything."""
+    site = a_site(tmp_path)
+    stable, new, rollout = under_way(site, 50)
+    steps = plan(new.rollout, replicas=2, stable_replicas=2, now=site.clock())
+    publisher: Any = SimpleNamespace(table=lambda *_: None)
+    lease: Any = SimpleNamespace(check=lambda: None)
+
+    def raises(*_: object) -> None:
+        raise TermHeard
+
+    def shift_traffic(*_: object) -> None:
+        with suppress(TermHeard):
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+            pytest.fail("nothing was raised")
+
+    for name in ("roll_back", "clean_up"):
+        monkeypatch.setattr(traffic, name, getattr(traffic, name).fn)
+    monkeypatch.setattr(traffic, "shift_traffic", shift_traffic)
+    before = signal.signal(number, raises)
+    try:
+        end = carry_out(site, rollout, new, steps, lease, publisher, Progress())
+    finally:
+        signal.signal(number, before)
+    assert end is Phase.ROLLED_BACK
+    assert site.ledger.rollout(rollout.id).reason == f"its process was told to end ({number.name})"
+    serves_alone(site, stable)
+    assert signal.set_wakeup_fd(-1) == -1

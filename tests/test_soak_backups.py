@@ -84,29 +84,44 @@ def test_fifty_drills_under_writes_without_a_false_alarm(fresh: Stage) -> None:
 
 
 class Dies:
-    """A vault that takes the process with it, before its n-th call."""
+    """A vault that takes the process with it, at its n-th call: before it, or after it."""
 
-    def __init__(self, vault: Any, at: int) -> None:
-        self._vault, self._left = vault, at
+    def __init__(self, vault: Any, at: int, after: bool) -> None:
+        self._vault, self._left, self._after = vault, at, after
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # a copy in another process is asked before it has a vault
+            raise AttributeError(name)
         method = getattr(self._vault, name)
         if name not in ("write", "delete", "sizes", "read", "tidy"):
             return method
 
         def call(*words: Any) -> Any:
             self._left -= 1
+            if self._left < 0 and not self._after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            answer = method(*words)
             if self._left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return method(*words)
+            return answer
 
         return call
 
 
 def begun(site: BackupSite) -> Any:
-    process = multiprocessing.get_context("fork").Process(target=take, args=(site,))
+    """A process that makes a backup. Not forked: locks of this one's threads would come along."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_take, args=(site.but(clock=time.time), there))
     process.start()
+    there.close()
+    assert here.recv() == "begins"
     return process
+
+
+def _take(site: BackupSite, begins: Any) -> None:
+    begins.send("begins")
+    take(site)
 
 
 def nothing_is_left(there: Stage, pid: int) -> None:
@@ -150,10 +165,11 @@ def the_next_one_works(there: Stage) -> None:
     assert there.drill(backup_id=whole.id).verdict is Verdict.PASS
 
 
-def test_killed_at_every_step(fresh: Stage) -> None:
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_every_step(fresh: Stage, after: bool) -> None:
     take(fresh.site)
     for step in range(200):
-        dying = Dies(fresh.site.vault, step)
+        dying = Dies(fresh.site.vault, step, after)
         catalogue = Catalogue(dying, fresh.site.catalogue._keys)
         process = begun(fresh.site.but(catalogue=catalogue))
         process.join()
