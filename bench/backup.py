@@ -7,8 +7,14 @@ A pgbench database (scale 70 is about 1 GB). In turns:
     b   pg_dump -Fc > file; upload by boto3           its own compression, no encryption
     c   ours without the manifest's hashes            zstd, age, multipart upload to SeaweedFS
     d   ours, whole                                   the same, every table hashed
-Restores: `zstd -d | pg_restore` of a file, and ours from SeaweedFS. Peak memory of our process and
-its children is that above a process that has imported the same and done nothing.
+Then restores, in turns too, each into a new database in one transaction:
+    a   zstd -d < file | pg_restore
+    b   download by boto3; pg_restore
+    c   ours from SeaweedFS                           checked, opened, restored
+    d   ours, whole                                   and every table compared with the manifest
+Cores: processor time of the way and its children (not of the database's server), over its seconds.
+Memory: peak of this process above what its imports took, and the largest child's (the process that
+seals and opens, or a tool of PostgreSQL).
 """
 
 import argparse
@@ -32,7 +38,10 @@ from backup_stage import stage as backup_stage
 
 from bench.stage import stage
 from blocks.backup_catalogue import Catalogue
+from blocks.pg_dump import LogicalSource
+from blocks.pg_restore import DatabaseRestore
 from blocks.postgres import pg_tool
+from blocks.signing import Keys
 from tasks import backup as backups
 from tasks.backup_site import default_vault
 from tasks.drill import streams_of
@@ -64,39 +73,72 @@ def _measured(stack: Any, there: BackupStage, room: Path, scale: int, rounds: in
         pgbench = [str(pg_tool("pgbench")), "-i", "-q", "-s", str(scale)]
         subprocess.run(pgbench, env=environment, check=True, capture_output=True)
         there.site = there.site.but(catalogue=_catalogue(there, stack))
-        size = _size(there)
-        ways: dict[str, Callable[[], None]] = {
-            "pg_dump | zstd": lambda: _shell(environment, f"{_dump()} | zstd -q -3 -f -o {room}/a"),
-            "pg_dump -Fc, upload": lambda: _by_hand(environment, there, room / "b"),
-            "ours, no hashes": lambda: _ours(there, hashes=False),
-            "ours": lambda: _ours(there, hashes=True),
-        }
-        took: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(rounds):
-            for name, way in ways.items():
-                began = time.monotonic()
-                way()
-                took[name].append(time.monotonic() - began)
-                print(f"{number + 1}: {name}: {took[name][-1]:.1f} s", file=sys.stderr)
-    seconds = {name: median(times) for name, times in took.items()}
-    faster = min(seconds["pg_dump | zstd"], seconds["pg_dump -Fc, upload"])
-    read = _reading(there)
+        imported = _peak_mb(resource.RUSAGE_SELF)
+        backed_up = _in_turns(
+            rounds,
+            {
+                "pg_dump | zstd": lambda: _shell(
+                    environment, f"{_dump()} | zstd -q -3 -f -o {room}/a"
+                ),
+                "pg_dump -Fc, upload": lambda: _by_hand(environment, there, room / "b"),
+                "ours, no hashes": lambda: _ours(there, hashes=False),
+                "ours": lambda: _ours(there, hashes=True),
+            },
+        )
+        restored = _in_turns(
+            rounds,
+            {
+                "zstd -d | pg_restore": lambda: _shell(
+                    _new(there, environment), f"zstd -d -c {room}/a | {_restore()}"
+                ),
+                "download, pg_restore": lambda: _back_by_hand(there, environment, room / "b"),
+                "ours, not compared": lambda: _ours_back(there, environment, compared=False),
+                "ours": lambda: _ours_back(there, environment, compared=True),
+            },
+        )
     return {
-        "database_bytes": size,
-        "seconds": seconds,
-        "all": took,
-        "ratio_without_hashes": faster / seconds["ours, no hashes"],
-        "ratio": faster / seconds["ours"],
-        "read_back_mb_per_second": read,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "peak_rss_of_a_child_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "database_bytes": _size(there),
+        "backup": backed_up,
+        "restore": restored,
+        "memory_mb": {
+            "ours_above_imports": _peak_mb(resource.RUSAGE_SELF) - imported,
+            "largest_child": _peak_mb(resource.RUSAGE_CHILDREN),
+        },
         "cores": os.cpu_count(),
     }
 
 
-def _catalogue(there: BackupStage, stack: Any) -> Catalogue:
-    from blocks.signing import Keys
+def _in_turns(rounds: int, ways: dict[str, Callable[[], None]]) -> dict[str, Any]:
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    cores: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name, way in ways.items():
+            began, worked = time.monotonic(), _processor_seconds()
+            way()
+            took[name].append(time.monotonic() - began)
+            cores[name].append((_processor_seconds() - worked) / took[name][-1])
+            print(f"{number + 1}: {name}: {took[name][-1]:.1f} s", file=sys.stderr)
+    seconds = {name: median(times) for name, times in took.items()}
+    by_hand, fair, whole = list(seconds)[:2], *list(seconds)[2:]
+    faster = min(seconds[name] for name in by_hand)
+    return {
+        "seconds": seconds,
+        "all": took,
+        "cores_used": {name: median(used) for name, used in cores.items()},
+        "ratio": {fair: faster / seconds[fair], whole: faster / seconds[whole]},
+    }
 
+
+def _processor_seconds() -> float:
+    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _peak_mb(whose: int) -> float:
+    return resource.getrusage(whose).ru_maxrss / 1024
+
+
+def _catalogue(there: BackupStage, stack: Any) -> Catalogue:
     return Catalogue(default_vault(stack), Keys(there.site.stack.secrets, there.site.stack.keys))
 
 
@@ -116,20 +158,39 @@ def _by_hand(environment: dict[str, str], there: BackupStage, file: Path) -> Non
 
 
 def _ours(there: BackupStage, *, hashes: bool) -> None:
-    from blocks.pg_dump import LogicalSource
-
     source = LogicalSource(there.server, hashes=hashes)
     backups.take(there.site, source)
 
 
-def _reading(there: BackupStage) -> float:
-    entry = there.entry()
-    assert entry.manifest
-    began, count = time.monotonic(), 0
-    with streams_of(there.site, entry.manifest)("dump") as pipe:
-        while piece := pipe.read(2**20):
-            count += len(piece)
-    return count / 1e6 / (time.monotonic() - began)
+def _new(there: BackupStage, environment: dict[str, str]) -> dict[str, str]:
+    """A new empty database. -> the environment of a tool that works in it."""
+    with there.server.at("template1").connect(autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS restored")
+        connection.execute("CREATE DATABASE restored")
+    return environment | {"PGDATABASE": "restored"}
+
+
+def _restore() -> str:
+    return f"{pg_tool('pg_restore')} --dbname=restored --single-transaction --exit-on-error"
+
+
+def _back_by_hand(there: BackupStage, environment: dict[str, str], file: Path) -> None:
+    into = _new(there, environment)
+    with file.open("wb") as content:
+        for piece in there.site.vault.read("by-hand/b"):
+            content.write(piece)
+    _shell(into, f"{_restore()} {file}")
+
+
+def _ours_back(there: BackupStage, environment: dict[str, str], *, compared: bool) -> None:
+    _new(there, environment)
+    manifest = there.entry().manifest
+    assert manifest
+    restoring = DatabaseRestore(there.server.at("restored"))
+    restoring.restore(manifest, streams_of(there.site, manifest))
+    if compared:
+        found = restoring.differences(manifest)
+        assert not found, found
 
 
 def _size(there: BackupStage) -> int:

@@ -140,11 +140,18 @@ def own_by_server_user(path: Path) -> None:
             path.chmod(0o700)
         return
     os.chown(path, who.uid, who.gid, follow_symlinks=False)
-    if path.is_dir() and not path.is_symlink():
-        path.chmod(0o700)
-        for root, folders, files in os.walk(path):
+    try:
+        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except NotADirectoryError:
+        return
+    try:
+        os.fchmod(top, 0o700)
+        # By handles: who owns a folder may turn a part of its path into a link meanwhile.
+        for _, folders, files, where in os.fwalk(dir_fd=top):
             for name in (*folders, *files):
-                os.chown(os.path.join(root, name), who.uid, who.gid, follow_symlinks=False)
+                os.chown(name, who.uid, who.gid, dir_fd=where, follow_symlinks=False)
+    finally:
+        os.close(top)
 
 
 def _write_new(path: Path, text: str) -> None:

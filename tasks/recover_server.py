@@ -28,6 +28,8 @@ def missing_for_server(one: Wanted, data: Path | None) -> Iterator[str]:
     """What a person must say before this can come back, in words."""
     if data is None:
         yield f"{one.key} is a whole server: name its data directory: --data {one.key}=DIR"
+    elif data.is_mount():  # it is restored beside it and renamed
+        yield f"{one.key}: {data} is a mount point; name a directory in it"
     elif data.is_dir() and any(data.iterdir()) and _done(data) is None:
         yield f"{one.key}: {data} is not empty; name another directory"
     assert one.target.postgres

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -21,6 +22,7 @@ from backup_stage import Stage, stage
 from conftest import wait_for
 
 from blocks.backup_catalogue import WRITING, Catalogue
+from blocks.postgres import pg_tool
 from blocks.processes import CHILD_OF
 from policy.errors import NotApplied, Unreachable
 from policy.release import Verdict
@@ -233,3 +235,30 @@ def _answers(there: Stage) -> bool:
     except Unreachable:
         return False
     return True
+
+
+def test_pgbench_at_scale_fifty_under_writes(fresh: Stage) -> None:
+    """Five million accounts, 750 MB, written to all the while."""
+    tool = str(pg_tool("pgbench"))
+    with fresh.server.tool_environment() as environment:
+        subprocess.run([tool, "-i", "-q", "-s", "50"], env=environment, check=True)
+        before = _balance(fresh)
+        busy = subprocess.Popen([tool, "-n", "-c", "2", "-T", "600"], env=environment)
+        try:
+            manifest = take(fresh.site)
+            assert busy.poll() is None
+        finally:
+            busy.kill()
+            busy.wait()
+    assert manifest.facts.database
+    rows = {table.name: table.rows for table in manifest.facts.database.tables}
+    assert rows["pgbench_accounts"] == 5_000_000
+    assert _balance(fresh) != before, "nothing was written"
+    done = fresh.drill(backup_id=manifest.id)
+    assert done.verdict is Verdict.PASS, done.reasons
+
+
+def _balance(there: Stage) -> int:
+    with there.server.connect() as connection:
+        row = connection.execute("SELECT sum(bbalance) FROM pgbench_branches").fetchone()
+    return int(row[0])
