@@ -6,6 +6,9 @@ The work is done in a process of its own: pyrage holds the interpreter while it 
 to a fiftieth of its speed beside another busy thread. Plain content goes from whoever writes it to
 that process without passing through us.
 
+The plain content is held to the checksum of zstd's frame (XXH64), every 64 KiB of the sealed one
+to a code of age's (Poly1305). What is sealed is for whoever reads it to hold to a digest.
+
 Invariant: content counts as whole only when the process has said so. An end of a pipe says nothing.
 """
 
@@ -38,7 +41,7 @@ class Sealing:
 
     def __init__(self, child: "_Child") -> None:
         self._child = child
-        self._plain: tuple[int, str] | None = None
+        self._plain: int | None = None
 
     def chunks(self) -> Iterator[bytes]:
         """The sealed content, in pieces of 4 MiB. Raises NotApplied at the end when it is not
@@ -47,8 +50,8 @@ class Sealing:
             yield piece
         self._plain = self._child.result("it was not sealed")
 
-    def plain(self) -> tuple[int, str]:
-        """After the last chunk: (bytes, SHA-256 in hex) of what was read from the source."""
+    def plain_bytes(self) -> int:
+        """After the last chunk: how much was read from the source."""
         assert self._plain is not None, "not all chunks were read"
         return self._plain
 
@@ -67,13 +70,13 @@ def sealing(source: BinaryIO, recipients: Sequence[str]) -> Iterator[Sealing]:
 def opening(
     content: Iterable[bytes],
     identity_file: Path,
-    plain: tuple[int, str] | None = None,
+    plain_bytes: int | None = None,
     *,
     whole: bool = True,
 ) -> Iterator[BinaryIO]:
     """A pipe of the plain content, read by us or handed to a process. Raises Damaged at the end of
-    the body when the content is cut or changed, sealed for another key, or not `plain` (bytes,
-    SHA-256); BadInput for a file that is no identity; what `content` raises.
+    the body when the content is cut or changed, sealed for another key, or not so many bytes;
+    BadInput for a file that is no identity; what `content` raises.
 
     `whole=False`: the body may stop reading early; then only what it read is known to be good."""
     if not os.access(identity_file, os.R_OK):
@@ -84,15 +87,15 @@ def opening(
             yield child.out
         except Exception as error:
             # Whoever reads fails by a stream that ends too soon: the damage is the cause then.
-            if cause := _trouble(child, feeder, plain, whole):
+            if cause := _trouble(child, feeder, plain_bytes, whole):
                 raise cause from error
             raise
-        if cause := _trouble(child, feeder, plain, whole):
+        if cause := _trouble(child, feeder, plain_bytes, whole):
             raise cause
 
 
 def _trouble(
-    child: "_Child", feeder: "_Feeder", plain: tuple[int, str] | None, whole: bool
+    child: "_Child", feeder: "_Feeder", plain_bytes: int | None, whole: bool
 ) -> BaseException | None:
     if not whole and not child.said():
         return feeder.error
@@ -102,11 +105,8 @@ def _trouble(
         found = child.result("it was not opened")
     except DafnckError as error:
         return feeder.error or error
-    if plain is not None and found != plain:
-        wanted, have = (
-            f"{size:,} bytes, SHA-256 {digest[:12]}…" for size, digest in (plain, found)
-        )
-        return Damaged(f"it is not what was written: {have}, written were {wanted}")
+    if plain_bytes is not None and found != plain_bytes:
+        return Damaged(f"it is not what was written: {found:,} bytes, written were {plain_bytes:,}")
     return feeder.error
 
 
@@ -166,8 +166,8 @@ class _Child:
             os.set_blocking(self._said.fileno(), True)
         return True
 
-    def result(self, what: str) -> tuple[int, str]:
-        """-> (bytes, SHA-256) of the plain content. Waits for its end."""
+    def result(self, what: str) -> int:
+        """-> bytes of the plain content. Waits for its end."""
         said: dict[str, Any] = {}
         with suppress(ValueError):
             said = json.loads(self._words + self._said.read())
@@ -182,7 +182,7 @@ class _Child:
             assert self.process.stderr is not None
             last = self.process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
             raise NotApplied(f"{what}: {' '.join(['its process ended by', str(code), *last])}")
-        return said["bytes"], said["sha256"]
+        return int(said["bytes"])
 
     def end(self) -> None:
         if self.process.poll() is None:

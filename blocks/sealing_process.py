@@ -4,10 +4,9 @@
     python -m blocks.sealing_process open RESULT_FD IDENTITY_FILE
 
 From stdin to stdout. The result goes to RESULT_FD as one line of JSON before stdout ends:
-{"bytes": n, "sha256": hex} of the plain content, or {"failed": kind, "why": words}.
+{"bytes": n} of the plain content, or {"failed": kind, "why": words}.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 PIECE_BYTES = 2**20
+READ_BYTES = 2**16
 LEVEL, THREADS = 3, 2  # of zstd
 SENTINEL = b"the frame before this one is whole"
 
@@ -28,22 +28,17 @@ class Failed(Exception):
 
 
 class Measured:
-    """Counts and hashes what is read through it."""
+    """Counts what is read through it."""
 
     def __init__(self, handle: int) -> None:
-        self._handle, self._digest, self.bytes = handle, hashlib.sha256(), 0
+        self._handle, self.bytes = handle, 0
 
     def read(self, size: int = -1) -> bytes:
-        piece = os.read(self._handle, PIECE_BYTES if size < 0 else size)
-        self.take(piece)
-        return piece
-
-    def take(self, piece: bytes | memoryview) -> None:
-        self._digest.update(piece)
+        # Room for more than 128 KiB would be mapped and unmapped anew for each piece of a pipe,
+        # which takes as long as all else that is done here.
+        piece = os.read(self._handle, READ_BYTES if size < 0 else min(size, READ_BYTES))
         self.bytes += len(piece)
-
-    def result(self) -> dict[str, object]:
-        return {"bytes": self.bytes, "sha256": self._digest.hexdigest()}
+        return piece
 
 
 def seal(recipients: Sequence[str]) -> dict[str, object]:
@@ -60,7 +55,7 @@ def seal(recipients: Sequence[str]) -> dict[str, object]:
     with open(1, "wb", buffering=PIECE_BYTES, closefd=False) as out:
         # It asks for 8 KiB at a time.
         pyrage.encrypt_io(io.BufferedReader(squeezed, PIECE_BYTES), out, to)
-    return plain.result()
+    return {"bytes": plain.bytes}
 
 
 def _recipient(text: str) -> Any:
@@ -71,18 +66,18 @@ def _recipient(text: str) -> Any:
 
 
 class Sink:
-    """Where decompressed content goes: to stdout as long as somebody reads it. What is asked of it
-    is hashed to its end all the same."""
+    """Where decompressed content goes: to stdout as long as somebody reads it. What comes after is
+    looked at to its end all the same."""
 
     def __init__(self) -> None:
-        self.plain, self.read = Measured(1), True
+        self.bytes, self.read = 0, True
         self.tail: bytes | None = None
 
     def write(self, piece: bytes | memoryview) -> int:
         if self.tail is not None:
             self.tail += bytes(piece)
             return len(piece)
-        self.plain.take(piece)
+        self.bytes += len(piece)
         rest = memoryview(piece)
         while self.read and rest:
             try:
@@ -148,7 +143,7 @@ def unseal(identity_file: str) -> dict[str, object]:
         if content.read(1):
             raise Failed("changed", "something follows its end")
     opened.close()
-    return sink.plain.result()
+    return {"bytes": sink.bytes}
 
 
 def _of_age(error: Exception, at_its_end: bool) -> Failed:

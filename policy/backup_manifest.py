@@ -23,8 +23,8 @@ class StoredStream(Frozen):
     name: str  # of the object in the folder of the backup: dump.zst.age
     size_bytes: int  # as it lies in the store
     sha256: str  # of that
-    plain_bytes: int
-    plain_sha256: str
+    plain_bytes: int  # its content: zstd's own checksum (XXH64) of that is in the stream
+    plain_sha256: str = ""  # of older manifests
 
 
 class TreeFacts(Frozen):

@@ -55,14 +55,13 @@ def take(site: BackupSite, source: BackupSource | None = None) -> Manifest:
                 key = f"{site.place.prefix}{backup_id}/{name}{SUFFIX}"
                 with steps.measured(name), sealing(pipe, site.recipients) as sealed:
                     size, digest = site.vault.write(key, sealed.chunks(), locked)
-                    plain_bytes, plain_digest = sealed.plain()
+                    plain_bytes = sealed.plain_bytes()
                 streams.append(
                     StoredStream(
                         name=f"{name}{SUFFIX}",
                         size_bytes=size,
                         sha256=digest,
                         plain_bytes=plain_bytes,
-                        plain_sha256=plain_digest,
                     )
                 )
                 log.info("%s: %s bytes, %s in the vault", name, f"{plain_bytes:,}", f"{size:,}")

@@ -49,8 +49,7 @@ def streams_of(site: BackupSite, manifest: Manifest) -> StreamOf:
                 digest.update(piece)
                 yield piece
 
-        plain = (stored.plain_bytes, stored.plain_sha256)
-        with opening(content(), site.key.file, plain) as pipe:
+        with opening(content(), site.key.file, stored.plain_bytes) as pipe:
             yield pipe
         if digest.hexdigest() != stored.sha256:
             raise Damaged(f"{stored.name} is not what was written: its SHA-256 differs")

@@ -2,7 +2,6 @@
 
 # ruff: noqa: PT012  contexts are what raises
 
-import hashlib
 import io
 import os
 import signal
@@ -36,15 +35,15 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Key:
     return Key(tmp_path_factory.mktemp("key"))
 
 
-def sealed(plain: bytes, *recipients: str) -> tuple[bytes, tuple[int, str]]:
+def sealed(plain: bytes, *recipients: str) -> tuple[bytes, int]:
     with tempfile.TemporaryFile() as file:
         file.write(plain)
         file.seek(0)
         with sealing(file, recipients) as one:
-            return b"".join(one.chunks()), one.plain()
+            return b"".join(one.chunks()), one.plain_bytes()
 
 
-def opened(content: bytes, key: Key, plain: tuple[int, str] | None = None) -> bytes:
+def opened(content: bytes, key: Key, plain: int | None = None) -> bytes:
     with opening(
         [content[at : at + 50_000] for at in range(0, len(content), 50_000)], key.file, plain
     ) as pipe:
@@ -55,18 +54,18 @@ PLAIN = os.urandom(200_000) + b"the same again, " * 50_000
 
 
 @pytest.fixture(scope="module")
-def whole(key: Key) -> tuple[bytes, tuple[int, str]]:
+def whole(key: Key) -> tuple[bytes, int]:
     return sealed(PLAIN, key.recipient)
 
 
 @pytest.mark.parametrize("plain", [b"", b"x", PLAIN, bytes(30_000_000)], ids=len)
 def test_what_was_sealed_opens(key: Key, plain: bytes) -> None:
     content, said = sealed(plain, key.recipient)
-    assert said == (len(plain), hashlib.sha256(plain).hexdigest())
+    assert said == len(plain)
     assert opened(content, key, said) == plain
 
 
-def test_age_and_zstd_open_it_without_us(key: Key, whole: tuple[bytes, tuple[int, str]]) -> None:
+def test_age_and_zstd_open_it_without_us(key: Key, whole: tuple[bytes, int]) -> None:
     identity = pyrage.x25519.Identity.from_str(key.file.read_text().splitlines()[-1])
     frame = pyrage.decrypt(whole[0], [identity])
     assert zstandard.ZstdDecompressor().decompressobj().decompress(frame) == PLAIN
@@ -84,7 +83,7 @@ def header_bytes(content: bytes) -> int:
     return content.index(b"\n", content.index(b"\n---") + 1) + 1
 
 
-def test_a_changed_bit_anywhere_is_seen(key: Key, whole: tuple[bytes, tuple[int, str]]) -> None:
+def test_a_changed_bit_anywhere_is_seen(key: Key, whole: tuple[bytes, int]) -> None:
     content, head = whole[0], header_bytes(whole[0])
     start = head + 16  # the nonce
     for at in (
@@ -103,7 +102,7 @@ def test_a_changed_bit_anywhere_is_seen(key: Key, whole: tuple[bytes, tuple[int,
             opened(bytes(bad), key)
 
 
-def test_a_cut_anywhere_is_seen(key: Key, whole: tuple[bytes, tuple[int, str]]) -> None:
+def test_a_cut_anywhere_is_seen(key: Key, whole: tuple[bytes, int]) -> None:
     content, head = whole[0], header_bytes(whole[0])
     start = head + 16
     cuts = (
@@ -122,7 +121,7 @@ def test_a_cut_anywhere_is_seen(key: Key, whole: tuple[bytes, tuple[int, str]]) 
             opened(content[:length], key)
 
 
-def test_what_follows_the_end_is_seen(key: Key, whole: tuple[bytes, tuple[int, str]]) -> None:
+def test_what_follows_the_end_is_seen(key: Key, whole: tuple[bytes, int]) -> None:
     for more in (b"x", bytes(200_000), whole[0]):
         with pytest.raises(Damaged, match="changed"):
             opened(whole[0] + more, key)
@@ -138,15 +137,13 @@ def test_a_frame_without_its_end_or_with_more_is_seen(key: Key) -> None:
         opened(pyrage.encrypt(frame + b"garbage", to), key)
 
 
-def test_swapped_content_is_seen(key: Key, whole: tuple[bytes, tuple[int, str]]) -> None:
+def test_swapped_content_is_seen(key: Key, whole: tuple[bytes, int]) -> None:
     content, _ = sealed(b"another", key.recipient)
     with pytest.raises(Damaged, match="is not what was written"):
         opened(content, key, whole[1])
 
 
-def test_damage_is_the_cause_of_the_readers_trouble(
-    key: Key, whole: tuple[bytes, tuple[int, str]]
-) -> None:
+def test_damage_is_the_cause_of_the_readers_trouble(key: Key, whole: tuple[bytes, int]) -> None:
     cut = whole[0][: header_bytes(whole[0]) + 16 + CHUNK]
     with pytest.raises(Damaged, match="it is cut") as told, opening([cut], key.file) as pipe:
         assert len(pipe.read()) < len(PLAIN)
@@ -160,17 +157,17 @@ def test_damage_is_the_cause_of_the_readers_trouble(
         raise NotApplied("no room")
 
 
-def test_who_stops_early_is_told_nothing(key: Key, whole: tuple[bytes, tuple[int, str]]) -> None:
+def test_who_stops_early_is_told_nothing(key: Key, whole: tuple[bytes, int]) -> None:
     with opening([whole[0]], key.file, whole=False) as pipe:
         assert pipe.read(10) == PLAIN[:10]
     with pytest.raises(Damaged), opening([whole[0][:-5]], key.file, whole=False) as pipe:
         pipe.read()
     # What a process did not read is held against its checksum all the same.
-    with pytest.raises(Damaged), opening([whole[0]], key.file, (1, "x")) as pipe:
+    with pytest.raises(Damaged), opening([whole[0]], key.file, 1) as pipe:
         subprocess.run(["head", "-c", "5"], stdin=pipe, stdout=subprocess.DEVNULL, check=True)
 
 
-def test_what_the_store_raises_is_raised(key: Key, whole: tuple[bytes, tuple[int, str]]) -> None:
+def test_what_the_store_raises_is_raised(key: Key, whole: tuple[bytes, int]) -> None:
     def content() -> Iterator[bytes]:
         yield whole[0][:100_000]
         raise NotApplied("the store went away")
@@ -180,9 +177,7 @@ def test_what_the_store_raises_is_raised(key: Key, whole: tuple[bytes, tuple[int
 
 
 @pytest.mark.parametrize("text", ["", "no key", "AGE-SECRET-KEY-1QQQ", "# a comment\n"])
-def test_a_file_that_is_no_key(
-    tmp_path: Path, text: str, whole: tuple[bytes, tuple[int, str]]
-) -> None:
+def test_a_file_that_is_no_key(tmp_path: Path, text: str, whole: tuple[bytes, int]) -> None:
     (tmp_path / "key").write_text(text)
     for file in (tmp_path / "key", tmp_path / "missing"):
         with pytest.raises(BadInput) as told, opening([whole[0]], file) as pipe:
@@ -265,11 +260,9 @@ def test_memory_does_not_grow_with_the_stream(key: Key) -> None:
         assert source.stdout
         with sealing(source.stdout, [key.recipient]) as one:
             with opening(one.chunks(), key.file) as pipe:
-                digest = hashlib.sha256()
-                while piece := pipe.read(2**20):
-                    digest.update(piece)
+                while pipe.read(2**20):
                     most |= {pid: most_kib(pid) or most[pid] for pid in children() - before}
-            assert one.plain() == (2**29, digest.hexdigest())
+            assert one.plain_bytes() == 2**29
     assert len(most) == 3
     assert max(most.values()) < 100 * 1024, most
 
@@ -280,7 +273,7 @@ def most_kib(pid: int) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) if "VmHWM:" in status else 0
 
 
-def test_the_key_is_in_no_list_of_processes(key: Key, whole: tuple[bytes, tuple[int, str]]) -> None:
+def test_the_key_is_in_no_list_of_processes(key: Key, whole: tuple[bytes, int]) -> None:
     secret = key.file.read_text().splitlines()[-1].encode()
     before = children()
     with opening([whole[0]], key.file) as pipe:

@@ -200,9 +200,7 @@ def take(primary: Primary, file: Path, **options: Any) -> Backup:
         facts = copy.facts()
         at = copy.snapshot_at
     size = file.stat().st_size
-    stream_facts = StoredStream(
-        name="base", size_bytes=size, sha256="", plain_bytes=size, plain_sha256=""
-    )
+    stream_facts = StoredStream(name="base", size_bytes=size, sha256="", plain_bytes=size)
     manifest = Manifest(
         id="20261125T021500Z-3f9c21",
         service="shop",
