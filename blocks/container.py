@@ -58,9 +58,17 @@ def container_port(release: Release) -> int:
 
 
 def settings(
-    client: Any, release: Release, number: int, image: str, port: int, files: Path, mark: str
+    client: Any,
+    release: Release,
+    number: int,
+    image: str,
+    port: int,
+    files: Path,
+    mark: str,
+    secrets: dict[str, str],
 ) -> dict[str, Any]:
-    """What the engine is asked to create. `files`: the folder of its configuration files."""
+    """What the engine is asked to create. `files`: the folder of its configuration files.
+    `secrets`: variable -> value; whoever may ask the engine can read them, and is root."""
     run, inside = release.run, container_port(release)
     made_of = client.inspect_image(image)["Config"]
     workdir = Path(made_of.get("WorkingDir") or "/")
@@ -71,6 +79,7 @@ def settings(
         "DAFNCK_RELEASE": release.id,
         "DAFNCK_VERSION": release.version,
         **{name: value.replace("{port}", str(inside)) for name, value in run.env.items()},
+        **secrets,
     }
     mounts = [
         {

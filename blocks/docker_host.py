@@ -25,6 +25,7 @@ from blocks.docker_engine import asking, engine
 from blocks.files import locked
 from blocks.images import Images
 from blocks.loopback import connections_to, http_trouble, is_free, url_of
+from blocks.release_secrets import ReleaseSecrets
 from blocks.stack import Stack
 from policy.errors import NotApplied, Refused
 from policy.image import Image
@@ -39,6 +40,7 @@ class DockerHost:
 
     def __init__(self, stack: Stack) -> None:
         self._releases = ContainerReleases(stack)
+        self._secrets = ReleaseSecrets(stack)
         self._images = Images(stack.scratch)
         # Containers of two homes on one machine must not be taken for each other's.
         self._mark = f"{crc32(str(stack.home).encode()):08x}"
@@ -54,6 +56,9 @@ class DockerHost:
         name = self._runnable(image, release.id)
         # The guard and `dafnck up` may mean the same replica.
         with locked(self._releases.folder(release.id) / "start.lock"):
+            if not self._releases.wanted(release.id) and self._secrets.provide(release):
+                for number in self._numbers(release.id):  # made with what it had before
+                    self._forget(release.id, number)
             self._releases.want(release.id, replicas)
             for number in range(replicas):
                 self._run(release, number, name)
@@ -78,6 +83,10 @@ class DockerHost:
         # First of one that ended: what another one, just started, does not answer yet, says less.
         pairs = [pair for pair in zip(all_seen, troubles, strict=True) if pair[1]]
         pairs.sort(key=lambda pair: not (pair[0] and pair[0].ended))
+        said, trouble = "" if quick else self._last_words(all_seen), pairs[0][1] if pairs else ""
+        if said or trouble:
+            hidden = self._secrets.redactor(release_id)
+            said, trouble = hidden.clean(said), hidden.clean(trouble)
         return Endpoints(
             release_id=release_id,
             wanted=wanted,
@@ -86,11 +95,11 @@ class DockerHost:
             # Of the client's end alone: with the engine's proxy both are on this machine, without
             # it (userland-proxy: false) the other one is in the container's network.
             connections=connections_to(ports, by_client=True),
-            trouble=pairs[0][1] if pairs else "",
+            trouble=trouble,
             health_path=health.path,
             fatal=any(s is not None and s.ended and s.restarts + 1 >= CRASHES for s in all_seen),
             restarts=sum(s.restarts for s in all_seen if s is not None),
-            last_words="" if quick else self._last_words(all_seen),
+            last_words=said,
             health_timeout=health.timeout,
             host=release.host,
             port=release.route.port,
@@ -109,6 +118,7 @@ class DockerHost:
         for number in self._numbers(release_id):
             self._forget(release_id, number)
         self._releases.forget(release_id)
+        self._secrets.forget(release_id)
 
     # -- beside the port -----------------------------------------------------------------------
 
@@ -165,7 +175,10 @@ class DockerHost:
             with asking(f"start {name}"):
                 if not found:
                     files = self._releases.folder(release.id) / "files"
-                    made = settings(engine(), release, number, image, port, files, self._mark)
+                    values = self._secrets.values(release.id)
+                    made = settings(
+                        engine(), release, number, image, port, files, self._mark, values
+                    )
                     engine().create_container_from_config(made, name)
                 taken = self._begin(name)
             if not taken:

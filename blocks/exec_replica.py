@@ -3,9 +3,10 @@
     python -I exec_replica.py SPEC.json
 
 Run by supervisord, which then supervises the program itself. Standard library only, so that it
-costs 20 ms. The spec holds what must not be on a command line and gives programs nothing of the
-environment of dafnck. A predecessor that outlived its supervisor is ended first: it has the port.
-The pid file holds pid, start time and how often the program was started.
+costs 20 ms; where there are secrets, pyrage opens them. The spec holds what must not be on a
+command line and gives programs nothing of the environment of dafnck. A predecessor that outlived
+its supervisor is ended first: it has the port. The pid file holds pid, start time and how often the
+program was started.
 """
 
 import json
@@ -48,6 +49,23 @@ def end_predecessor(pid_file: str, grace_seconds: float) -> None:
         return
 
 
+def opened(file: str, keys: "list[str]") -> "dict[str, str]":
+    """Variable -> value, as blocks/release_secrets.py sealed them."""
+    import pyrage
+
+    try:
+        identities = []
+        for key in keys:
+            with open(key) as lines:
+                secret = next(line for line in lines if line.startswith("AGE-SECRET-KEY-1"))
+            identities.append(pyrage.x25519.Identity.from_str(secret.strip()))
+        with open(file, "rb") as sealed:
+            return dict(json.loads(pyrage.decrypt(sealed.read(), identities)))
+    except (OSError, StopIteration, pyrage.IdentityError, pyrage.DecryptError) as error:
+        print(f"dafnck: cannot open its secrets: {type(error).__name__}: {file}", file=sys.stderr)
+        sys.exit(127)
+
+
 def main(spec_file: str) -> None:
     with open(spec_file) as file:
         spec = json.load(file)
@@ -63,10 +81,13 @@ def main(spec_file: str) -> None:
         hard = resource.getrlimit(limit)[1]
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (bound, bound))
+    environment = spec["env"]
+    if "secrets" in spec:
+        environment |= opened(**spec["secrets"])
     os.chdir(spec["cwd"])
     os.umask(0o027)
     try:
-        os.execvpe(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606 - its purpose
+        os.execvpe(spec["argv"][0], spec["argv"], environment)  # noqa: S606 - its purpose
     except OSError as error:
         print(f"dafnck: cannot start {spec['argv'][0]}: {error.strerror}", file=sys.stderr)
         sys.exit(127)

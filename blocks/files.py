@@ -20,12 +20,16 @@ HALF = ".half"
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """Write beside the target and rename over it. A crash leaves the old content, and a file that
     `remove_half_written` knows for a dead process's."""
+    write_bytes_atomically(path, text.encode(), mode)
+
+
+def write_bytes_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_mark())
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, mode)
-            file.write(text)
+            file.write(content)
             file.flush()
             os.fsync(handle)
         os.replace(name, path)

@@ -18,6 +18,7 @@ from blocks.exec_replica import AGAIN
 from blocks.files import locked, write_atomically
 from blocks.loopback import PORTS_LOCK, connections_to, free_port, http_trouble, is_free, url_of
 from blocks.processes import marked
+from blocks.release_secrets import ReleaseSecrets
 from blocks.stack import Stack
 from blocks.supervisor import Program, Supervisor
 from policy.errors import NotApplied, Refused
@@ -33,12 +34,15 @@ class LocalProcesses:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
+        self._secrets = ReleaseSecrets(stack)
         self._supervisor = Supervisor(stack.supervisor, stack.supervisor_socket)
 
     # -- Workloads ---------------------------------------------------------------------------
 
     def start(self, release: Release, replicas: int) -> None:
         self._lay_out(release)
+        if not self._numbers(release.id):
+            self._secrets.provide(release)
         for number in range(replicas):
             spec = self._spec(release, number)
             self._supervisor.add(
@@ -75,6 +79,10 @@ class LocalProcesses:
             if trouble
         ]
         ports = [replica["port"] for replica in replicas]
+        said = "" if quick else self._last_words(release_id, numbers)
+        if said or troubles:
+            hidden = self._secrets.redactor(release_id)
+            said, troubles = hidden.clean(said), [hidden.clean(one) for one in troubles]
         return Endpoints(
             release_id=release_id,
             wanted=len(numbers),
@@ -89,7 +97,7 @@ class LocalProcesses:
             health_path=health.path if health else None,
             fatal=any(ended),
             restarts=sum(max(0, self._starts(release_id, n) - 1) for n in numbers),
-            last_words="" if quick else self._last_words(release_id, numbers),
+            last_words=said,
             health_timeout=health.timeout if health else 2.0,
             host=release.host if release else "",
             port=release.route.port if release else None,
@@ -110,6 +118,7 @@ class LocalProcesses:
             raise Refused(f"{release_id} still runs; it was not removed")
         shutil.rmtree(self._folder(release_id), ignore_errors=True)
         shutil.rmtree(self._stack.logs / release_id, ignore_errors=True)
+        self._secrets.forget(release_id)
 
     # -- the folder of a release ---------------------------------------------------------------
 
@@ -158,6 +167,8 @@ class LocalProcesses:
                 "grace_seconds": release.run.grace,
                 "limits": _rlimits(release.run.limits),
             }
+            if release.run.secrets:  # opened by the process that becomes the program
+                spec["secrets"] = self._secrets.to_open(release.id)
             path.with_suffix(".pid").unlink(missing_ok=True)
             write_atomically(path, json.dumps(spec, indent=1), 0o600)
         return path
@@ -210,7 +221,10 @@ class LocalProcesses:
             return f"{program.state.lower()}: {last or program.trouble}"
         if quick:
             return ""
-        return health_trouble(health, replica["port"], replica["env"], replica["cwd"])
+        environment = replica["env"]
+        if health.command is not None and "secrets" in replica:
+            environment = environment | self._secrets.values(replica["release"])
+        return health_trouble(health, replica["port"], environment, replica["cwd"])
 
     def _given_up(self, release_id: str, number: int, programs: dict[str, Program]) -> bool:
         program = programs.get(f"{release_id}.{number}")

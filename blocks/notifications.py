@@ -26,6 +26,7 @@ KINDS = {
     Event.FAIL: "failure",
     Event.CRASH: "failure",
     Event.BACKUP: "failure",
+    Event.SECRET: "failure",
     Event.PAUSE: "warning",
     Event.ROLLBACK: "warning",
     Event.PROMOTE: "success",

@@ -173,3 +173,24 @@ class Restoring(Protocol):
 
     def differences(self, manifest: Manifest) -> list[Difference]:
         """What is not as the manifest says. Empty: the backup is proved."""
+
+
+@runtime_checkable
+class Rotator(Protocol):
+    """Turns one kind of credential over. No message holds a value."""
+
+    def make(self, current: str) -> str:
+        """A new value; nothing outside is changed. Raises Refused, BadInput."""
+
+    def set(self, value: str, current: str) -> None:
+        """Have it accepted. Idempotent; the current one is accepted all the while."""
+
+    def test(self, value: str) -> None:
+        """Raises NotApplied unless it opens what it shall open."""
+
+    def in_use(self, value: str) -> list[str]:
+        """Who uses it just now, in words; empty also when that cannot be known."""
+
+    def close(self, value: str) -> str:
+        """It opens nothing from now on. Idempotent. -> the words by which it was refused, when it
+        was tried after that. Raises NotApplied when it still opens something."""

@@ -111,6 +111,14 @@ class PrefectApi:
         else:
             self._patiently("PATCH", f"/work_pools/{name}", {"base_job_template": template})
 
+    def secret(self, name: str) -> Any:
+        """The value of the Secret block of this name; None when there is none."""
+        path = f"/block_types/slug/secret/block_documents/name/{name}?include_secrets=true"
+        try:
+            return self._patiently("GET", path)["data"].get("value")
+        except Refused:
+            return None
+
     def state(self, flow_run_id: str) -> dict[str, Any]:
         """type (SCHEDULED, RUNNING, PAUSED, COMPLETED …), name and message."""
         return dict(self._call("GET", f"/flow_runs/{flow_run_id}")["state"] or {})

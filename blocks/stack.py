@@ -88,6 +88,11 @@ class Stack(BaseModel):
         return self.home / "secrets"
 
     @property
+    def values(self) -> Path:
+        """Secrets of services, sealed; the keys that open them are in `secrets`."""
+        return self.home / "values"
+
+    @property
     def keys(self) -> Path:
         """Public keys whose signatures count."""
         return self.home / "keys"

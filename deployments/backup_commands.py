@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from deployments.tables import print_table
+
 app = typer.Typer(no_args_is_help=True, help="Backups: take, list, show, verify, prune.")
 
 Service = Annotated[str | None, typer.Argument(help="name of the service; dafnck: its own state")]
@@ -57,7 +59,7 @@ def list_(
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    _table(["id", "target", "taken", "stored", "state", "drilled", "trouble"], rows)
+    print_table(["id", "target", "taken", "stored", "state", "drilled", "trouble"], rows)
 
 
 @app.command()
@@ -109,7 +111,7 @@ def verify(
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
-        _table(["target", "id", "verified", "trouble"], rows)
+        print_table(["target", "id", "verified", "trouble"], rows)
     if bad := [row for row in rows if row["trouble"]]:
         raise Damaged(f"{len(bad)} of {len(rows)} are not whole")
 
@@ -133,7 +135,7 @@ def prune(
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
-        _table(["target", "id", "kept", "reason"], rows)
+        print_table(["target", "id", "kept", "reason"], rows)
 
 
 @app.command()
@@ -247,11 +249,11 @@ def _run(
     from getpass import getuser
 
     from blocks.stack import open_stack
-    from deployments import follow_backup
+    from deployments import follow_flow
 
     parameters["by"] = getuser()
     how = {"here": here, "wait": wait, "as_json": as_json}
-    follow_backup.run(open_stack(), flow, parameters, name, **how)
+    follow_flow.run(open_stack(), flow, parameters, name, **how)
 
 
 def _sites(
@@ -280,23 +282,3 @@ def _one(service: str, env: str | None, target: str | None) -> Any:
         return one_site(stack, ledger, service, env, target)
     finally:
         ledger.close()
-
-
-def _table(columns: list[str], rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row[column]) for column in columns))
-    Console(highlight=False, markup=False).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return "" if value is None else str(value)

@@ -17,6 +17,7 @@ from deployments import (
     notify_commands,
     provenance_commands,
     recover,
+    secret_commands,
     trigger_command,
     wal_commands,
 )
@@ -34,6 +35,7 @@ app.add_typer(notify_commands.app, name="notify")
 app.add_typer(gate_commands.scan_db, name="scan-db")
 app.add_typer(backup_commands.app, name="backup")
 app.add_typer(wal_commands.app, name="wal")
+app.add_typer(secret_commands.app, name="secret")
 app.command()(backup_commands.restore)
 app.command()(backup_commands.drill)
 app.command()(recover.recover)
@@ -346,6 +348,25 @@ def rollback(
     }
     name = f"{service} ← {env}"
     follow.run(stack, ledger, "rollback", parameters, name, here=here, wait=wait, as_json=as_json)
+
+
+@app.command()
+def renew(
+    service: Service,
+    env: Env = None,
+    here: Here = False,
+    wait: Follow = True,
+    as_json: Json = False,
+) -> None:
+    """Release what serves once more, with its secrets as they are now."""
+    from getpass import getuser
+
+    from deployments import follow
+
+    stack, ledger, env = _known(service, env)
+    parameters = {"service": service, "environment": env, "by": getuser()}
+    name = f"{service} in {env} anew"
+    follow.run(stack, ledger, "renew", parameters, name, here=here, wait=wait, as_json=as_json)
 
 
 @app.command()

@@ -88,6 +88,7 @@ def run_here(stack: Stack, flow: str, parameters: dict[str, Any]) -> str:
             os.environ |= prefect_environment(stack)
     from flows.release import release
     from flows.release_stack import release_stack
+    from flows.renew import renew
     from flows.resume import resume
     from flows.rollback import rollback
 
@@ -95,6 +96,7 @@ def run_here(stack: Stack, flow: str, parameters: dict[str, Any]) -> str:
         "release": release,
         "rollback": rollback,
         "resume": resume,
+        "renew": renew,
         "release_stack": release_stack,
     }[flow]
     state: Any = run(**parameters, return_state=True)  # type: ignore[operator]

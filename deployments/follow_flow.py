@@ -66,8 +66,10 @@ def _run_here(stack: Stack, flow: str, parameters: dict[str, Any]) -> tuple[str,
     from flows.dr_drill import dr_drill
     from flows.recover import recover
     from flows.restore import restore
+    from flows.rotate_secret import rotate_secret
 
-    flows: dict[str, Any] = {flow.name: flow for flow in (backup, dr_drill, restore, recover)}
+    known = (backup, dr_drill, restore, recover, rotate_secret)
+    flows: dict[str, Any] = {one.name: one for one in known}
     state = flows[flow](**parameters, return_state=True)
     return str(state.type.value), str(state.name), str(state.message or "")
 

@@ -105,12 +105,12 @@ def _take_over(parameters: dict[str, Any], here: bool, as_json: bool) -> None:
     from getpass import getuser
 
     from blocks.stack import open_stack
-    from deployments import follow_backup
+    from deployments import follow_flow
 
     name = f"{parameters['environment']} takes over {parameters['service']}"
     parameters["by"] = getuser()
     how = {"here": here, "wait": True, "as_json": as_json}
-    follow_backup.run(open_stack(), "recover", parameters, name, **how)
+    follow_flow.run(open_stack(), "recover", parameters, name, **how)
 
 
 def open_ports(home: Path) -> "Ports":

@@ -36,6 +36,7 @@ from policy.judge import CustomMetric, Judge, Synthetic
 from policy.notice import Notify
 from policy.pipeline import PipAudit, Scans, Suite, Tool
 from policy.quantities import in_words
+from policy.rotation import PostgresLogins, Rotation
 from policy.service_file import (
     Build,
     Cohort,
@@ -82,6 +83,8 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("rollout.cohort", Cohort),
     ("rollout.freeze[]", FreezeWindow),
     ("notify", Notify),
+    ("rotate.<name/key>", Rotation),
+    ("rotate.<name/key>.postgres", PostgresLogins),
     ("environments.<name>", Override),
 )
 HEAD = """# The service file

@@ -22,6 +22,7 @@ class Event(StrEnum):
     ROLLBACK = "rollback"  # what served before serves again
     CRASH = "crash"  # its process died
     BACKUP = "backup"  # a backup or a restore drill failed
+    SECRET = "secret"  # noqa: S105  the rotation of one failed
 
 
 TARGET = r"(\$[A-Za-z_][A-Za-z0-9_]*|[a-z0-9][a-z0-9-]{0,62})"
@@ -59,7 +60,7 @@ class Notify(Part):
     on: Annotated[list[Event], Field(min_length=1)] | None = Field(
         None,
         description="start, pause (it waits for a person), fail, promote, rollback, crash, "
-        "backup (one or its drill failed); default: all",
+        "backup (one or its drill failed), secret (its rotation failed); default: all",
     )
 
 

@@ -10,6 +10,7 @@ from policy.errors import BadInput
 
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_SECONDS = 30 * 86400.0
+TEN_YEARS = 3653 * 86400.0
 BYTES = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 _duration = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
@@ -17,22 +18,22 @@ _size = re.compile(r"(\d+(?:\.\d+)?)\s*([BKMGT])(?:i?B)?")
 _percent = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
-def seconds(value: Any) -> float:
+def seconds(value: Any, longest: float = LONGEST_SECONDS) -> float:
     """'500ms', '20s', '1h 30m' or a number of seconds -> seconds. Raises ValueError."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _bounded(float(value))
+        return _bounded(float(value), longest)
     if isinstance(value, str):
         parts = _duration.findall(value)
         if parts and not _duration.sub("", value).strip():
-            return _bounded(sum(float(number) * SECONDS[unit] for number, unit in parts))
+            return _bounded(sum(float(n) * SECONDS[unit] for n, unit in parts), longest)
     raise ValueError(f"{value!r} is not a duration; write 500ms, 20s, 10m, 1h 30m")
 
 
-def _bounded(number: float) -> float:
+def _bounded(number: float, longest: float) -> float:
     if number < 0:
         raise ValueError("must not be negative")
-    if not number <= LONGEST_SECONDS:  # also what is not a number
-        raise ValueError("is longer than 30d")
+    if not number <= longest:  # also what is not a number
+        raise ValueError(f"is longer than {longest / 86400:.0f}d")
     return number
 
 
@@ -90,19 +91,21 @@ def in_words(duration_seconds: float) -> str:
     return " ".join(words) or "0s"
 
 
-Seconds = Annotated[
-    float,
-    BeforeValidator(seconds),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "minimum": 0},
-                {"type": "string", "pattern": r"^(\d+(\.\d+)?\s*(ms|s|m|h|d)\s*)+$"},
-            ],
-            "description": "a duration: 500ms, 20s, 10m, 1h 30m, or seconds",
-        }
-    ),
-]
+def _long(value: Any) -> float:
+    return seconds(value, TEN_YEARS)
+
+
+_DURATION = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "number", "minimum": 0},
+            {"type": "string", "pattern": r"^(\d+(\.\d+)?\s*(ms|s|m|h|d)\s*)+$"},
+        ],
+        "description": "a duration: 500ms, 20s, 10m, 1h 30m, or seconds",
+    }
+)
+Seconds = Annotated[float, BeforeValidator(seconds), _DURATION]
+LongSeconds = Annotated[float, BeforeValidator(_long), _DURATION]
 Bytes = Annotated[
     int,
     BeforeValidator(size_bytes),

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from policy.backup import Backup
 from policy.kubernetes import Kubernetes
 from policy.pipeline import SmokeTest
+from policy.rotation import Rotation
 from policy.service_file import PlatformName, Rollout, Route, Run
 
 
@@ -40,6 +41,7 @@ class Release(BaseModel):
     workdir: str = "/"  # of the image, from which the paths of `files` go on
     manifests: tuple[dict[str, Any], ...] = ()  # more, applied with it, as the team wrote them
     backup: Backup | None = None
+    rotate: dict[str, Rotation] = {}  # secrets that turn over, by name
 
     @property
     def host(self) -> str:

@@ -30,6 +30,8 @@ from policy.notice import Notify
 from policy.part import Command, CookieValue, HeaderValue, Part, in_arguments
 from policy.pipeline import Scans, SmokeTest, Suite
 from policy.quantities import Bytes, Percent, Seconds, in_words
+from policy.rotation import Rotation
+from policy.secrets import read_name, read_reference
 
 DEFAULT_ENVIRONMENT = "local"
 
@@ -207,8 +209,9 @@ class Run(Part):
     )
     secrets: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
         default_factory=dict,
-        description="with `platform: kubernetes`: environment variables from Secrets of the "
-        "namespace, secret://name/key; each release keeps the values that it began with",
+        description="environment variables whose values are secret: secret://name/key, env://NAME, "
+        "prefect://block, aws://id#key (secrets.md); with `platform: kubernetes` secret://name/key "
+        "of a Secret of the namespace. Each release keeps the values that it began with",
     )
 
     @field_validator("command")
@@ -239,7 +242,7 @@ class Run(Part):
     def _named(cls, secrets: dict[str, str]) -> dict[str, str]:
         for name, reference in secrets.items():
             try:
-                secret_key(reference)
+                read_reference(reference)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return secrets
@@ -389,6 +392,7 @@ class Override(Part):
     kubernetes: Mapping[str, Any] | None = None
     notify: Mapping[str, Any] | None = None
     backup: Mapping[str, Any] | None = None
+    rotate: Mapping[str, Any] | None = None
 
 
 class ServiceFile(Part):
@@ -424,6 +428,10 @@ class ServiceFile(Part):
     )
     notify: Notify | None = Field(None, description="who hears of a release")
     backup: Backup | None = Field(None, description="what is backed up every night (backups.md)")
+    rotate: dict[str, Rotation] = Field(
+        default_factory=dict,
+        description="secrets of this stack that turn over by themselves, name/key (secrets.md)",
+    )
     environments: dict[EnvironmentName, Override] = Field(
         default_factory=dict, description="what is different where"
     )
@@ -449,10 +457,10 @@ class ServiceFile(Part):
 
     @model_validator(mode="after")
     def _fits_the_platform(self) -> "ServiceFile":
+        if both := sorted(set(self.run.env) & set(self.run.secrets)):
+            raise ValueError(f"run.secrets: {both[0]} is in run.env as well")
         if self.platform == "kubernetes":
             self._fits_kubernetes()
-        elif self.run.secrets:
-            raise ValueError("run.secrets: needs platform: kubernetes")
         if self.platform in ("docker", "kubernetes"):
             if self.build.image is None:
                 raise ValueError(f"build: platform {self.platform} runs images; needs image")
@@ -503,6 +511,13 @@ class ServiceFile(Part):
                 raise ValueError(
                     "rollout.preview: a Service alone cannot; needs kubernetes.gateway"
                 )
+        for name, reference in self.run.secrets.items():
+            try:
+                secret_key(reference)
+            except ValueError as error:
+                raise ValueError(f"run.secrets: {name}: {error}") from None
+        if self.rotate:
+            raise ValueError("rotate: Kubernetes Secrets are not rotated by dafnck yet")
         if self.rollout.judge is not None and there.metrics is None:
             raise ValueError("rollout.judge: has nothing to read; needs kubernetes.metrics")
 
@@ -518,6 +533,14 @@ class ServiceFile(Part):
     @property
     def proof_is_asked_for(self) -> bool:
         return bool(self.tests or self.scan or self.gates != Gates())
+
+    @field_validator("rotate")
+    @classmethod
+    def _names_of_secrets(cls, rotate: dict[str, Rotation]) -> dict[str, Rotation]:
+        for name in rotate:
+            if read_name(name) != name:
+                raise ValueError(f"{name}: write {read_name(name)}")
+        return rotate
 
     @field_validator("tests")
     @classmethod

@@ -132,6 +132,7 @@ def write_release(
             workdir=image.workdir if image else "/",
             manifests=manifests(wanted, site.environment, file),
             backup=backup_of(wanted, site.environment, file),
+            rotate=wanted.rotate,
         ),
         rollout_id,
     )

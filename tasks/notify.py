@@ -23,6 +23,7 @@ HAPPENED = {
     Event.ROLLBACK: "is rolled back",
     Event.CRASH: "lost its process",
     Event.BACKUP: "has trouble with a backup",
+    Event.SECRET: "has trouble with a secret",
 }
 
 

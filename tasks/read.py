@@ -33,6 +33,7 @@ from policy.kubernetes import Kubernetes, Metrics, Requests
 from policy.notice import Notify
 from policy.part import NamedValue, Part
 from policy.pipeline import PipAudit, Scans, SmokeTest, Suite, Tool
+from policy.rotation import PostgresLogins, Rotation
 from policy.service_file import (
     Build,
     Cohort,
@@ -88,10 +89,11 @@ PARTS: dict[str, type[BaseModel]] = {
     "notify": Notify,
     "backup": Backup,
     "keep": Keep,
+    "postgres": PostgresLogins,
     "expectations": Expectation,
 }
 # Mappings whose keys are names: what lies under each.
-NAMED: dict[str, type[BaseModel]] = {"targets": Target, "fresh": Fresh}
+NAMED: dict[str, type[BaseModel]] = {"targets": Target, "fresh": Fresh, "rotate": Rotation}
 KEPT = ("type", "kwargs")  # of an expectation; `meta` and others say nothing about data
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000

@@ -1,0 +1,133 @@
+"""Turns one secret over, step by step; whoever comes after a crash goes on from what is true."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from blocks.ledger import Ledger
+from blocks.pg_logins import PostgresLoginPair
+from blocks.ports import Rotator
+from blocks.release_secrets import ReleaseSecrets
+from blocks.secret_files import SecretFiles
+from blocks.secret_sources import SecretSources
+from blocks.stack import Stack
+from policy.errors import Refused
+from policy.rotation import (
+    Create,
+    Disable,
+    Done,
+    Renew,
+    Rotation,
+    Seen,
+    SetTestFinish,
+    Step,
+    WaitFor,
+    next_step,
+)
+from policy.secrets import read_reference
+
+log = logging.getLogger("dafnck")
+
+
+class Rotating:
+    """One secret of the stack, and whoever runs with it. `rotator`: other than the rotation says,
+    for tests. No dataclass: Prefect would copy it, its values with it."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        ledger: Ledger,
+        name: str,
+        rotation: Rotation,
+        *,
+        rotator: Rotator | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name, self.rotation, self.clock = name, rotation, clock
+        self.files = SecretFiles(stack, clock)
+        self._stack, self._ledger = stack, ledger
+        self._sources, self._rotator = SecretSources(stack), rotator
+
+    def __str__(self) -> str:
+        return self.name
+
+    def rotator(self) -> Rotator:
+        if self._rotator is None:
+            wanted = self.rotation.postgres
+            _, admin = self._sources.read(read_reference(wanted.admin))
+            self._rotator = PostgresLoginPair(wanted, admin)
+        return self._rotator
+
+    def seen(self, asked_for: bool) -> Seen:
+        versions = self.files.versions(self.name)
+        users = users_of(self._stack, self._ledger, self.name)
+        behind = [one for one, held in users.items() if held != [str(versions.current)]]
+        since = {release_id: at for _, _, release_id, at in self._ledger.stables()}
+        renewed = max((since[one] for one in users if one not in behind), default=None)
+        return Seen(self.clock(), versions, tuple(sorted(behind)), renewed, asked_for)
+
+
+def users_of(stack: Stack, ledger: Ledger, name: str) -> dict[str, list[str]]:
+    """Release that serves -> the versions of this secret that it runs with, sorted."""
+    secrets, users = ReleaseSecrets(stack), {}
+    for _, _, release_id, _ in ledger.stables():
+        held = secrets.versions(release_id).values()
+        found = {one["version"] for one in held if one["reference"] == f"secret://{name}"}
+        if found:
+            users[release_id] = sorted(found)
+    return users
+
+
+def turn_over(
+    rotating: Rotating,
+    renew: Callable[[str], None],
+    *,
+    asked_for: bool = False,
+    patience_seconds: float = 0.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """As far as it goes now: a grace time that is longer than the patience is for the next run.
+    `renew`: rolls what serves as this release. -> what is true in the end, in words. Raises what
+    its steps raise, and Refused while somebody still uses what would be closed."""
+    while True:
+        step = next_step(rotating.rotation, rotating.seen(asked_for))
+        log.info("%s: %s", rotating, step)
+        if isinstance(step, Done):
+            return step.why
+        if isinstance(step, WaitFor):
+            if step.seconds > patience_seconds:
+                return f"{step}; the next run closes it"
+            sleep(step.seconds)
+            continue
+        if isinstance(step, Create):
+            asked_for = False
+        if isinstance(step, Renew):
+            renew(step.releases[0])
+        else:
+            carry_out_step(rotating, step)
+
+
+@task(task_run_name="{rotating}: {step}", cache_policy=NO_CACHE)
+def carry_out_step(rotating: Rotating, step: Step) -> None:
+    files, name, rotator = rotating.files, rotating.name, rotating.rotator()
+    match step:
+        case Create():
+            files.propose(name, rotator.make(files.read(name)[1]))
+        case SetTestFinish(number):
+            current, value = files.read(name)[1], files.read(name, number)[1]
+            rotator.set(value, current)
+            rotator.test(value)
+            files.promote(name, number)
+        case Disable(version):
+            value = files.read(name, version.number)[1]
+            if used := rotator.in_use(value):
+                raise Refused(
+                    f"version {version.number} of {name} is still in use: {'; '.join(used[:5])}. "
+                    "It stays good, the new one is current; the next run closes it when they are "
+                    "gone"
+                )
+            log.info("%s: version %d is refused: %s", name, version.number, rotator.close(value))
+            files.disable(name, version.number)
