@@ -6,6 +6,7 @@
     keys/                        public keys whose signatures count
     secrets/object-store-url     where the artifacts of all releases are
     secrets/notify/              URLs that notifications go to
+    values/                      secrets of services, sealed to the recovery key as well
     traefik/dynamic/             how the requests are shared out where a rollout stands frozen
     artifacts/                   what the stable releases run: an artifact that the store of the
                                  stack has is lost when that store was on this machine as well
@@ -48,6 +49,7 @@ from blocks.own_state_ledger import (
 )
 from blocks.own_state_tar import facts_of, pack, under, unpack
 from blocks.ports import StreamOf
+from blocks.secret_files import SecretFiles
 from blocks.signing import Keys
 from blocks.stack import STORE_URL, Stack
 from policy.backup_manifest import BackupKind, Difference, Facts, Manifest, TreeFacts
@@ -55,10 +57,10 @@ from policy.errors import NotApplied, Refused, Unreachable
 from policy.release import Release
 
 STREAM = "state"
-LEDGER, PREFECT = "ledger.db", "prefect/prefect.db"
+LEDGER, PREFECT, VALUES = "ledger.db", "prefect/prefect.db", "values"
 COPIES = (LEDGER, PREFECT)
 FROM_HOME = ("stack.json", "keys", STORE_URL, "secrets/notify")
-PLACES = ("artifacts", "keys", LEDGER, "prefect", "secrets", "traefik", "stack.json")  # at the top
+PLACES = ("artifacts", "keys", LEDGER, "prefect", "secrets", "traefik", VALUES, "stack.json")
 ROWS, NEWEST, NOT_IN_IT = "rows of ", "newest rollout", "not in it"
 
 
@@ -82,6 +84,7 @@ class OwnState:
             (here / PREFECT).parent.mkdir()
             if (prefect := self._stack.home / PREFECT).exists():
                 copy_sqlite(prefect, here / PREFECT)
+            SecretFiles(self._stack).copy_to(here / VALUES)
             yield _Copied(self._stack, here, snapshot_at)
 
 
@@ -109,7 +112,7 @@ class _Copied:
             return pack(self._items(), out)
 
     def _items(self) -> Iterator[tuple[str, Path]]:
-        for name in COPIES:
+        for name in (*COPIES, VALUES):
             yield from under(self._here, name)
         for name in FROM_HOME:
             yield from under(self._stack.home, name)

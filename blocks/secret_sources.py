@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from blocks.prefect_api import stack_api
 from blocks.secret_files import SecretFiles
 from blocks.stack import Stack
 from policy.errors import DafnckError, NotAllowed, Refused, Unreachable
@@ -44,6 +43,8 @@ class SecretSources:
         return str(number), value
 
     def _of_prefect(self, name: str) -> tuple[str, str]:
+        from blocks.prefect_api import stack_api
+
         with stack_api(self._stack) as api:
             value = api.secret(name)
         if value is None:

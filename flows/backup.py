@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed
 
 from blocks.ledger import Ledger
 from blocks.stack import Stack, open_stack
-from flows import backup_hooks
+from flows import death_hooks
 from flows.ended import failed
 from policy.errors import DafnckError
 from policy.release import Verdict
@@ -26,9 +26,9 @@ from tasks.publish import published
     name="backup",
     flow_run_name="backup of {service}",
     validate_parameters=True,
-    on_failure=[backup_hooks.tell_of_death],
-    on_crashed=[backup_hooks.tell_of_death],
-    on_cancellation=[backup_hooks.tell_of_death],
+    on_failure=[death_hooks.backup_died],
+    on_crashed=[death_hooks.backup_died],
+    on_cancellation=[death_hooks.backup_died],
 )
 def backup(
     service: str | None = None,

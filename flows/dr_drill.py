@@ -8,7 +8,7 @@ from prefect.states import Completed, Failed
 
 from blocks.ledger import Ledger
 from blocks.stack import Stack, open_stack
-from flows import backup_hooks
+from flows import death_hooks
 from flows.ended import failed
 from policy.drill import Drill
 from policy.errors import DafnckError
@@ -25,9 +25,9 @@ from tasks.publish import published
     name="dr_drill",
     flow_run_name="drill of {service}",
     validate_parameters=True,
-    on_failure=[backup_hooks.tell_of_death],
-    on_crashed=[backup_hooks.tell_of_death],
-    on_cancellation=[backup_hooks.tell_of_death],
+    on_failure=[death_hooks.backup_died],
+    on_crashed=[death_hooks.backup_died],
+    on_cancellation=[death_hooks.backup_died],
 )
 def dr_drill(
     service: str | None = None,

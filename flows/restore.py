@@ -8,7 +8,7 @@ from prefect.states import Completed
 
 from blocks.ledger import Ledger
 from blocks.stack import open_stack
-from flows import backup_hooks
+from flows import death_hooks
 from flows.ended import failed
 from policy.errors import DafnckError
 from policy.quantities import moment
@@ -23,9 +23,9 @@ from tasks.restore import restore as bring_back
     name="restore",
     flow_run_name="restore of {service}",
     validate_parameters=True,
-    on_failure=[backup_hooks.tell_of_death],
-    on_crashed=[backup_hooks.tell_of_death],
-    on_cancellation=[backup_hooks.tell_of_death],
+    on_failure=[death_hooks.backup_died],
+    on_crashed=[death_hooks.backup_died],
+    on_cancellation=[death_hooks.backup_died],
 )
 def restore(
     service: str,

@@ -7,6 +7,7 @@ from prefect.states import Completed, Failed
 
 from blocks.ledger import Ledger
 from blocks.stack import Stack, open_stack
+from flows import death_hooks
 from flows.ended import failed
 from flows.renew import renew
 from policy.errors import BadInput, DafnckError, NotApplied
@@ -15,7 +16,14 @@ from tasks.rotate import Rotating, turn_over
 from tasks.rotate_wanted import publish_rotations, tell_of_trouble, wanted_rotations
 
 
-@flow(name="rotate_secret", flow_run_name="rotate {secret}", validate_parameters=True)
+@flow(
+    name="rotate_secret",
+    flow_run_name="rotate {secret}",
+    validate_parameters=True,
+    on_failure=[death_hooks.rotation_died],
+    on_crashed=[death_hooks.rotation_died],
+    on_cancellation=[death_hooks.rotation_died],
+)
 def rotate_secret(
     secret: str | None = None,
     now: bool = False,

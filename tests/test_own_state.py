@@ -22,6 +22,8 @@ from blocks.own_state_home import settle
 from blocks.own_state_ledger import copy_ledger, last_sign, load_ledger, rows
 from blocks.own_state_tar import facts_of, pack, under, unpack
 from blocks.ports import BackupSource, Copying, Restoring, StreamOf
+from blocks.recovery_key import RecoveryKey
+from blocks.secret_files import SecretFiles
 from blocks.stack import Ports, Stack
 from policy.backup_manifest import Facts, Manifest
 from policy.errors import NotApplied, Refused, Unreachable
@@ -148,6 +150,21 @@ def test_no_private_key_is_in_it_and_no_password(stack: Stack) -> None:
     assert [name for name in names if name.startswith("secrets/")] == [
         *("secrets/object-store-url", "secrets/notify", "secrets/notify/ops")
     ]
+
+
+def test_secrets_come_back_by_the_recovery_key_alone(stack: Stack, tmp_path: Path) -> None:
+    SecretFiles(stack).put("shop/url", "hunter2")  # before there was a recovery key
+    key = RecoveryKey(stack.secrets / "recovery-key.txt")
+    key.make({})
+    manifest, content = taken(stack)
+    assert b"hunter2" not in content
+    home = tmp_path / "new"
+    assert restored(home, manifest, content).differences(manifest) == []
+    there = Stack(home=home, ports=Ports(), ledger_url=str(home / "ledger.db"))
+    shutil.copy(key.file, there.secrets / "recovery-key.txt")
+    assert not (there.secrets / "values-key.txt").exists()
+    assert SecretFiles(there).read("shop/url") == (1, "hunter2")
+    assert SecretFiles(there).put("shop/url", "hunter3") == 2
 
 
 def test_what_is_written_meanwhile_is_in_the_next_one(stack: Stack, tmp_path: Path) -> None:
