@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from blocks.postgres import Server, server_of
-from policy.errors import BadInput, DafnckError, NotApplied, Refused, Unreachable
+from policy.errors import BadInput, DafnckError, NotAllowed, NotApplied, Refused, Unreachable
 from policy.rotation import PostgresLogins
 
 BYTES = 32  # of a password: 43 characters
@@ -75,30 +75,38 @@ class PostgresLoginPair:
         if acts_as != self._wanted.role:
             raise NotApplied(f"{server.user} acts as {acts_as}, not as {self._wanted.role}")
 
-    def in_use(self, value: str) -> list[str]:
+    def in_use(self, value: str, current: str) -> list[str]:
+        user = _server(value, "the old value").user
+        if user == _server(current, "the secret").user:
+            return []  # its sessions may have logged in by either
         query = (
             "SELECT coalesce(client_addr::text, 'the local socket'), application_name, "
             "backend_start::timestamp(0)::text FROM pg_stat_activity WHERE usename = %s "
             "ORDER BY backend_start"
         )
         with self._as_admin() as admin:
-            rows = admin.execute(query, (_server(value, "the old value").user,)).fetchall()
+            rows = admin.execute(query, (user,)).fetchall()
         return [f"{name or 'a client'} from {where} since {since}" for where, name, since in rows]
 
-    def close(self, value: str) -> str:
+    def close(self, value: str, current: str) -> str:
         from psycopg import sql
 
         server = _server(value, "the old value")
+        # Somebody gave the login that is in use another password: only the old one is closed then.
+        shared = server.user == _server(current, "the secret").user
         with self._as_admin() as admin:
             if _attribute(admin, server.user, "rolname") is None:
                 return f"there is no role {server.user} any more"
-            close = sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL")
-            admin.execute(close.format(sql.Identifier(server.user)))
+            if not shared:
+                close = sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL")
+                admin.execute(close.format(sql.Identifier(server.user)))
             try:
                 server.connect().close()
+            except NotAllowed as error:
+                return str(error)
             except DafnckError as error:
                 # By the server, not for want of one: it lets the admin in, and the role out.
-                if _attribute(admin, server.user, "rolcanlogin") is False:
+                if not shared and _attribute(admin, server.user, "rolcanlogin") is False:
                     return str(error)
                 raise
         raise NotApplied(f"{server.user} still logs in with the old password")

@@ -188,9 +188,10 @@ class Rotator(Protocol):
     def test(self, value: str) -> None:
         """Raises NotApplied unless it opens what it shall open."""
 
-    def in_use(self, value: str) -> list[str]:
+    def in_use(self, value: str, current: str) -> list[str]:
         """Who uses it just now, in words; empty also when that cannot be known."""
 
-    def close(self, value: str) -> str:
-        """It opens nothing from now on. Idempotent. -> the words by which it was refused, when it
-        was tried after that. Raises NotApplied when it still opens something."""
+    def close(self, value: str, current: str) -> str:
+        """It opens nothing from now on, and the current one is as good as before. Idempotent. ->
+        the words by which it was refused, when it was tried after that. Raises NotApplied when it
+        still opens something."""

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from blocks.age_key import AgeKey
-from blocks.files import locked, write_atomically, write_bytes_atomically
+from blocks.files import locked, locked_if_free, write_atomically, write_bytes_atomically
 from blocks.recovery_key import RecoveryKey
 from blocks.stack import Stack
 from policy.errors import NotAllowed, Refused
@@ -65,13 +65,15 @@ class SecretFiles:
         return number, self._seal.open(sealed, name).decode()
 
     def put(self, name: str, value: str) -> int:
-        """It is the current value from now on. -> its version. What was current stays readable for
-        the releases that have it. The same value again is the same version."""
+        """It is the current value from now on, in place of one that is pending. -> its version.
+        What was current stays readable for the releases that have it. The same value again is the
+        same version."""
         with self._changing(name) as now:
             if now.current is not None and self.read(name)[1] == value:
                 return now.current
-            now = self._with(now, value)
-            return self._promoted(now)
+            if now.pending is not None:
+                now = self._dropped(now, now.pending)
+            return self._promoted(self._with(now, value))
 
     def propose(self, name: str, value: str) -> int:
         """A value that is not current yet. Raises Refused while another one is pending."""
@@ -94,11 +96,8 @@ class SecretFiles:
     def drop(self, name: str, number: int) -> None:
         """Forget a pending one. Idempotent."""
         with self._changing(name) as now:
-            if now.pending != number:
-                return
-            left = tuple(one for one in now.all if one.number != number)
-            self._write(replace(now, all=left, pending=None))
-            self._value(name, number).unlink(missing_ok=True)
+            if now.pending == number:
+                self._dropped(now, number)
 
     def disable(self, name: str, number: int) -> None:
         """It opens nothing any more: its value is removed. Idempotent. Raises Refused for the
@@ -114,6 +113,15 @@ class SecretFiles:
             ]
             self._write(replace(now, all=tuple(disabled)))
             self._value(name, number).unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """For whoever turns it over. Raises Refused while somebody else does."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked_if_free(self._folder / f".{name.replace('/', '.')}.rotating") as free:
+            if not free:
+                raise Refused(f"{name} is being turned over by another process; wait for its end")
+            yield
 
     def remove(self, name: str) -> None:
         """All of its versions. Raises Refused when there is none."""
@@ -167,6 +175,13 @@ class SecretFiles:
         write_bytes_atomically(self._value(now.name, number), sealed, 0o600)
         made = Version(number, self._clock())
         return replace(now, all=(*now.all, made), pending=number)
+
+    def _dropped(self, now: Versions, number: int) -> Versions:
+        left = tuple(one for one in now.all if one.number != number)
+        now = replace(now, all=left, pending=None)
+        self._write(now)
+        self._value(now.name, number).unlink(missing_ok=True)
+        return now
 
     def _promoted(self, now: Versions) -> int:
         assert now.pending is not None

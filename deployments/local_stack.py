@@ -39,6 +39,7 @@ TARGETS = (
     "DAFNCK_NOTIFY_",
     "DAFNCK_BUILD_",
     "DAFNCK_BACKUP_",
+    "DAFNCK_SECRET_",
     "DAFNCK_METRICS_",
     "KUBECONFIG",
     "KUBERNETES_",
@@ -297,8 +298,8 @@ def _environment(stack: Stack, name: str) -> dict[str, str]:
     environment["DAFNCK_LEDGER_URL"] = stack.ledger_url  # whatever the next shell says
     if stack.store_url:
         environment["DAFNCK_OBJECT_STORE_URL"] = stack.store_url
-        if name == WORKER:  # who alone stores things
-            environment |= _kept(os.environ, CREDENTIALS)
+    if name == WORKER:  # who alone stores things, and reads secrets
+        environment |= _kept(os.environ, CREDENTIALS)
     if name == SERVER:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = environment["PREFECT_API_AUTH_STRING"]
         del environment["PREFECT_API_URL"]

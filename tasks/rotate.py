@@ -27,7 +27,7 @@ from policy.rotation import (
     WaitFor,
     next_step,
 )
-from policy.secrets import read_reference
+from policy.secrets import Version, read_reference
 
 log = logging.getLogger("dafnck")
 
@@ -69,16 +69,31 @@ class Rotating:
         renewed = max((since[one] for one in users if one not in behind), default=None)
         return Seen(self.clock(), versions, tuple(sorted(behind)), renewed, asked_for)
 
+    def on_their_way(self, version: Version) -> list[str]:
+        """Releases that were given this version and may serve with it soon, in words."""
+        rollouts = [*self._ledger.unfinished(), *self._ledger.frozen()]
+        ids = {
+            one for rollout in rollouts for one in (rollout.release_id, rollout.stable_id) if one
+        }
+        held = {one: versions_held(self._stack, one, self.name) for one in sorted(ids)}
+        return [
+            f"{one}, whose rollout is not over"
+            for one, numbers in held.items()
+            if str(version.number) in numbers
+        ]
+
 
 def users_of(stack: Stack, ledger: Ledger, name: str) -> dict[str, list[str]]:
     """Release that serves -> the versions of this secret that it runs with, sorted."""
-    secrets, users = ReleaseSecrets(stack), {}
-    for _, _, release_id, _ in ledger.stables():
-        held = secrets.versions(release_id).values()
-        found = {one["version"] for one in held if one["reference"] == f"secret://{name}"}
-        if found:
-            users[release_id] = sorted(found)
-    return users
+    stables = [release_id for _, _, release_id, _ in ledger.stables()]
+    held = {one: versions_held(stack, one, name) for one in stables}
+    return {one: numbers for one, numbers in held.items() if numbers}
+
+
+def versions_held(stack: Stack, release_id: str, name: str) -> list[str]:
+    """Which versions of this secret a release runs with, or would when it is started again."""
+    held = ReleaseSecrets(stack).versions(release_id).values()
+    return sorted({one["version"] for one in held if one["reference"] == f"secret://{name}"})
 
 
 def turn_over(
@@ -91,7 +106,19 @@ def turn_over(
 ) -> str:
     """As far as it goes now: a grace time that is longer than the patience is for the next run.
     `renew`: rolls what serves as this release. -> what is true in the end, in words. Raises what
-    its steps raise, and Refused while somebody still uses what would be closed."""
+    its steps raise, and Refused while somebody still uses what would be closed, or turns it over as
+    well."""
+    with rotating.files.alone(rotating.name):
+        return _turn_over(rotating, renew, asked_for, patience_seconds, sleep)
+
+
+def _turn_over(
+    rotating: Rotating,
+    renew: Callable[[str], None],
+    asked_for: bool,
+    patience_seconds: float,
+    sleep: Callable[[float], None],
+) -> str:
     while True:
         step = next_step(rotating.rotation, rotating.seen(asked_for))
         log.info("%s: %s", rotating, step)
@@ -122,12 +149,14 @@ def carry_out_step(rotating: Rotating, step: Step) -> None:
             rotator.test(value)
             files.promote(name, number)
         case Disable(version):
-            value = files.read(name, version.number)[1]
-            if used := rotator.in_use(value):
+            current, value = files.read(name)[1], files.read(name, version.number)[1]
+            if used := [*rotating.on_their_way(version), *rotator.in_use(value, current)]:
                 raise Refused(
                     f"version {version.number} of {name} is still in use: {'; '.join(used[:5])}. "
                     "It stays good, the new one is current; the next run closes it when they are "
                     "gone"
                 )
-            log.info("%s: version %d is refused: %s", name, version.number, rotator.close(value))
+            log.info(
+                "%s: version %d is refused: %s", name, version.number, rotator.close(value, current)
+            )
             files.disable(name, version.number)

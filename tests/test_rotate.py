@@ -194,10 +194,59 @@ def test_who_still_uses_the_old_one_is_named_and_it_stays_good(fresh: Stage) -> 
             fresh.turn()
         assert user_of(fresh.in_use()) == "shop_b"
         assert user_of(old) == "shop_a"
-    wait_for(lambda: not fresh.rotating().rotator().in_use(old), "the report is gone")
+    wait_for(
+        lambda: not fresh.rotating().rotator().in_use(old, fresh.in_use()), "the report is gone"
+    )
     turn_over(fresh.rotating(), fresh.renew)
     with pytest.raises(psycopg.OperationalError, match="FATAL"):
         psycopg.connect(old)
+
+
+def test_a_password_that_a_person_changed_closes_no_login_that_is_in_use(fresh: Stage) -> None:
+    """The same login, another password: by hand, and `dafnck secret set`."""
+    old, new = fresh.in_use(), url(fresh.postgres, "shop_a", "second-word")
+    with fresh.postgres.connect(autocommit=True) as connection:
+        connection.execute("ALTER ROLE shop_a PASSWORD 'second-word'")
+    fresh.files.put(NAME, new)
+    turn_over(fresh.rotating(), fresh.renew)
+    assert fresh.files.versions(NAME).superseded == ()
+    assert fresh.in_use() == new
+    assert user_of(new) == "shop_a"
+    with pytest.raises(psycopg.OperationalError, match="FATAL"):
+        psycopg.connect(old)
+
+
+def test_an_old_password_that_still_opens_is_not_called_closed(fresh: Stage) -> None:
+    other = url(fresh.postgres, "shop_a", "first-word") + "&application_name=shop"
+    fresh.files.put(NAME, other)
+    with pytest.raises(NotApplied, match="still logs in with the old password"):
+        turn_over(fresh.rotating(), fresh.renew)
+    assert user_of(other) == "shop_a"
+
+
+def test_a_release_that_is_on_its_way_keeps_the_old_one_open(fresh: Stage) -> None:
+    """Its rollout began with it, and ends after the rotation."""
+    old = fresh.in_use()
+    ledger = fresh.site.ledger
+    token = ledger.take_lease("other", "prod", "a release")
+    rollout = ledger.open_rollout(
+        "other", "prod", token=token, kind="release", version="1", strategy="canary"
+    )
+    run = fresh.stable.run
+    new = ledger.add_release(
+        a_release().model_copy(update={"service": "other", "run": run}), rollout.id
+    )
+    fresh.secrets.provide(new)
+    with pytest.raises(Refused, match="still in use: other-prod-1, whose rollout is not over"):
+        fresh.turn()
+    assert user_of(old) == "shop_a"
+    assert user_of(fresh.in_use()) == "shop_b"
+
+
+def test_two_at_once_are_one(fresh: Stage) -> None:
+    with fresh.files.alone(NAME), pytest.raises(Refused, match="by another process"):
+        fresh.turn()
+    fresh.turn()
 
 
 def test_a_renewal_that_fails_leaves_the_old_value_good(fresh: Stage) -> None:

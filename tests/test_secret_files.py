@@ -75,11 +75,16 @@ def test_a_version_is_proposed_promoted_and_closed(stack: Stack) -> None:
     with pytest.raises(Refused, match="was closed"):
         files.read(NAME, 1)
     assert not (stack.values / NAME / "1.age").exists()
-    assert files.propose(NAME, "four") == 3
-    files.drop(NAME, 3)
-    files.drop(NAME, 3)
+    assert files.propose(NAME, "three") == 3
+    assert files.put(NAME, "two") == 2, "the same value changes nothing"
+    assert files.versions(NAME).pending == 3
+    assert files.put(NAME, "a person's") == 3, "in place of what was pending"
+    files.disable(NAME, 2)
+    assert files.propose(NAME, "four") == 4
+    files.drop(NAME, 4)
+    files.drop(NAME, 4)
     with pytest.raises(Refused, match="not pending"):
-        files.promote(NAME, 3)
+        files.promote(NAME, 4)
     files.remove(NAME)
     assert files.names() == []
     with pytest.raises(Refused, match="dafnck secret set"):
