@@ -56,9 +56,10 @@ class DockerHost:
         name = self._runnable(image, release.id)
         # The guard and `dafnck up` may mean the same replica.
         with locked(self._releases.folder(release.id) / "start.lock"):
-            if not self._releases.wanted(release.id) and self._secrets.provide(release):
+            if not self._releases.wanted(release.id) and self._secrets.due(release):
                 for number in self._numbers(release.id):  # made with what it had before
                     self._forget(release.id, number)
+                self._secrets.provide(release)
             self._releases.want(release.id, replicas)
             for number in range(replicas):
                 self._run(release, number, name)

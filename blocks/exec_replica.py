@@ -55,7 +55,7 @@ def opened(file: str, keys: "list[str]") -> "dict[str, str]":
 
     try:
         identities = []
-        for key in keys:
+        for key in filter(os.path.exists, keys):
             with open(key) as lines:
                 secret = next(line for line in lines if line.startswith("AGE-SECRET-KEY-1"))
             identities.append(pyrage.x25519.Identity.from_str(secret.strip()))

@@ -41,7 +41,7 @@ class LocalProcesses:
 
     def start(self, release: Release, replicas: int) -> None:
         self._lay_out(release)
-        if not self._numbers(release.id):
+        if not self._numbers(release.id) and self._secrets.due(release):
             self._secrets.provide(release)
         for number in range(replicas):
             spec = self._spec(release, number)
@@ -282,8 +282,11 @@ def tail(path: Path, lines: int) -> list[str]:
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 400 * lines))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
+            begin = max(0, file.tell() - 400 * lines)
+            file.seek(begin)
+            found = file.read().decode(errors="replace").splitlines()
+            # A part of a line may be a part of a secret, which nobody would know.
+            return found[1 if begin else 0 :][-lines:]
     except FileNotFoundError:
         return []
 

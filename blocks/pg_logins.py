@@ -6,8 +6,8 @@ statements holds one. What the logins make belongs to their common role.
 """
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -19,10 +19,14 @@ BYTES = 32  # of a password: 43 characters
 
 
 class PostgresLoginPair:
-    """A Rotator. `admin`: the URL of a role that may change both."""
+    """A Rotator. `admin`: the URL of a role that may change both. `others`: name -> value of the
+    other secrets of the stack, which may be URLs of the same logins."""
 
-    def __init__(self, wanted: PostgresLogins, admin: str) -> None:
+    def __init__(
+        self, wanted: PostgresLogins, admin: str, others: Mapping[str, str] | None = None
+    ) -> None:
         self._wanted, self._admin = wanted, _server(admin, "the secret of `admin`")
+        self._others = others or {}
 
     def make(self, current: str) -> str:
         server = _server(current, "the secret")
@@ -33,6 +37,7 @@ class PostgresLoginPair:
                     "changed. Set the secret to an ordinary login first: dafnck secret set"
                 )
         user = next(one for one in self._wanted.users if one != server.user)
+        self._must_be_nobody_elses(user, server)
         return _with_login(current, user, secrets.token_urlsafe(BYTES))
 
     def set(self, value: str, current: str) -> None:
@@ -43,6 +48,7 @@ class PostgresLoginPair:
             raise Refused(
                 f"{server.user} is the login that everybody uses now; nothing was changed"
             )
+        self._must_be_nobody_elses(server.user, server)
         user, role = sql.Identifier(server.user), sql.Identifier(self._wanted.role)
         with self._as_admin() as admin:
             if _attribute(admin, self._wanted.role, "rolname") is None:
@@ -81,35 +87,81 @@ class PostgresLoginPair:
             return []  # its sessions may have logged in by either
         query = (
             "SELECT coalesce(client_addr::text, 'the local socket'), application_name, "
-            "backend_start::timestamp(0)::text FROM pg_stat_activity WHERE usename = %s "
+            "coalesce(backend_start::timestamp(0)::text, 'some time') FROM pg_stat_activity "
+            "WHERE usename = %s AND pid <> pg_backend_pid() "
+            "AND coalesce(backend_type, 'client backend') = 'client backend' "
             "ORDER BY backend_start"
         )
         with self._as_admin() as admin:
+            if self._left_open(admin, _server(value, "the old value")):
+                return []
             rows = admin.execute(query, (user,)).fetchall()
         return [f"{name or 'a client'} from {where} since {since}" for where, name, since in rows]
 
     def close(self, value: str, current: str) -> str:
         from psycopg import sql
 
-        server = _server(value, "the old value")
-        # Somebody gave the login that is in use another password: only the old one is closed then.
-        shared = server.user == _server(current, "the secret").user
+        server, now = _server(value, "the old value"), _server(current, "the secret")
+        if server.user == now.user:
+            return self._same_login(server, now)
         with self._as_admin() as admin:
-            if _attribute(admin, server.user, "rolname") is None:
-                return f"there is no role {server.user} any more"
-            if not shared:
-                close = sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL")
-                admin.execute(close.format(sql.Identifier(server.user)))
+            if why := self._left_open(admin, server):
+                return why
+            close = sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL")
+            admin.execute(close.format(sql.Identifier(server.user)))
             try:
                 server.connect().close()
-            except NotAllowed as error:
-                return str(error)
             except DafnckError as error:
                 # By the server, not for want of one: it lets the admin in, and the role out.
-                if not shared and _attribute(admin, server.user, "rolcanlogin") is False:
+                if _attribute(admin, server.user, "rolcanlogin") is False:
                     return str(error)
                 raise
         raise NotApplied(f"{server.user} still logs in with the old password")
+
+    def _same_login(self, server: Server, now: Server) -> str:
+        """Somebody gave the login that is in use another password, or named its server otherwise:
+        never is that login closed."""
+        if server.parameters.get("password") == now.parameters.get("password"):
+            return f"not closed: {server.user} has the same password now"
+        try:
+            server.connect().close()
+        except NotAllowed as error:
+            if "password authentication failed" in str(error):
+                return str(error)
+            raise NotApplied(f"nothing shows that the old password is refused: {error}") from None
+        raise NotApplied(f"{server.user} still logs in with the old password")
+
+    def _left_open(self, admin: Any, server: Server) -> str:
+        """Why a login is not ours to close; empty when it is."""
+        if _attribute(admin, server.user, "rolname") is None:
+            return f"there is no role {server.user} any more"
+        if _attribute(admin, server.user, "rolsuper"):
+            return f"not closed: {server.user} is a superuser"
+        if server.user == self._admin.user:
+            return f"not closed: {server.user} is the login that changes the others"
+        if name := self._used_by(server.user, server):
+            return f"not closed: {name} has the login {server.user}"
+        return ""
+
+    def _must_be_nobody_elses(self, user: str, server: Server) -> None:
+        if name := self._used_by(user, server):
+            raise Refused(
+                f"{name} has the login {user}, which would get another password; nothing was "
+                "changed. Two secrets that turn over need four logins"
+            )
+
+    def _used_by(self, user: str, server: Server) -> str:
+        """The other secret that has this login of the same server; empty when none has."""
+        for name, value in self._others.items():
+            with suppress(BadInput):
+                other = _server(value, name)
+                same = all(
+                    other.parameters.get(one) == server.parameters.get(one)
+                    for one in ("host", "port")
+                )
+                if other.user == user and same:
+                    return name
+        return ""
 
     @contextmanager
     def _as_admin(self) -> Iterator[Any]:

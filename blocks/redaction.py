@@ -4,10 +4,12 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Iterator
-from urllib.parse import quote, quote_plus, urlsplit
+from contextlib import suppress
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 HIDDEN = "[secret]"
 SHORTEST = 4  # a shorter one is in any text; nobody should have it
+LONG = 8  # of a member of a value
 
 
 class Redactor:
@@ -35,7 +37,8 @@ class Redactor:
 
 
 def _forms(value: str) -> Iterator[str]:
-    for whole in {value, value.strip(), *value.strip().splitlines(), *_password(value)}:
+    parts = (*value.strip().splitlines(), *_password(value), *_members(value))
+    for whole in {value, value.strip(), *parts}:
         yield whole
         yield json.dumps(whole)[1:-1]
         yield json.dumps(whole, ensure_ascii=False)[1:-1]
@@ -59,13 +62,31 @@ def _base64(content: bytes) -> Iterator[str]:
 
 
 def _password(value: str) -> Iterator[str]:
-    """Of a URL, as it is written and as it is meant."""
+    """Of a URL, as it is written and as it is meant, or of words as libpq takes them."""
+    for found in re.finditer(r"\bpassword\s*=\s*('(?:[^'\\]|\\.)*'|\S+)", value):
+        yield found[1]
+        yield re.sub(r"\\(.)", r"\1", found[1].strip("'"))
     try:
         parts = urlsplit(value.strip())
     except ValueError:
         return
     if parts.scheme and parts.password:
-        from urllib.parse import unquote
-
         yield parts.password
         yield unquote(parts.password)
+
+
+def _members(value: str) -> Iterator[str]:
+    """The texts of a value that is JSON; short ones are names of users and the like."""
+    if value.strip()[:1] not in ("{", "["):
+        return
+    left = []
+    with suppress(ValueError):
+        left.append(json.loads(value))
+    while left:
+        one = left.pop()
+        if isinstance(one, str) and len(one) >= LONG:
+            yield one
+        elif isinstance(one, dict):
+            left += one.values()
+        elif isinstance(one, list):
+            left += one

@@ -27,13 +27,15 @@ class ReleaseSecrets:
         self._seal = Seal(stack)
         self._sources = SecretSources(stack)
 
-    def provide(self, release: Release) -> bool:
-        """Have them there, for a release that is not running. -> whether they were read now: what
-        it has already stays while all of it counts. Raises as its sources do, with the variable,
-        and that what serves still serves."""
-        wanted, has = release.run.secrets, self.versions(release.id).values()
-        if not wanted or (has and all(self._counts(one) for one in has)):
-            return False
+    def due(self, release: Release) -> bool:
+        """Must they be read? What it has stays while all of it counts."""
+        has = self.versions(release.id).values()
+        return bool(release.run.secrets) and not (has and all(map(self._counts, has)))
+
+    def provide(self, release: Release) -> None:
+        """Read them, for a release that is not running. Raises as its sources do, with the
+        variable, and that what serves still serves."""
+        wanted = release.run.secrets
         values, versions = {}, {}
         for variable, text in wanted.items():
             try:
@@ -49,7 +51,6 @@ class ReleaseSecrets:
         sealed = self._seal.close(json.dumps(values).encode())
         write_bytes_atomically(self.file(release.id), sealed, 0o600)
         write_atomically(self._said(release.id), json.dumps(versions) + "\n", 0o600)
-        return True
 
     def values(self, release_id: str) -> dict[str, str]:
         """Variable -> value; none when it has none. Raises NotAllowed when no key opens them."""

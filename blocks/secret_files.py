@@ -35,7 +35,8 @@ class SecretFiles:
 
     def names(self) -> list[str]:
         found = self._folder.glob("*/*/versions.json")
-        return sorted(str(path.parent.relative_to(self._folder)) for path in found)
+        names = sorted(str(path.parent.relative_to(self._folder)) for path in found)
+        return [name for name in names if self.versions(name).current is not None]
 
     def versions(self, name: str) -> Versions:
         """Without any when there is no such secret."""
@@ -44,7 +45,7 @@ class SecretFiles:
         except FileNotFoundError:
             return Versions(name)
         versions = tuple(Version(**one) for one in said["all"])
-        return Versions(name, versions, said["current"], said["pending"])
+        return Versions(name, versions, said["current"], said["pending"], said.get("moved_at"))
 
     def read(self, name: str, number: int | None = None) -> tuple[int, str]:
         """-> number and value of the current version, or of this one. Raises Refused when there is
@@ -69,11 +70,18 @@ class SecretFiles:
         What was current stays readable for the releases that have it. The same value again is the
         same version."""
         with self._changing(name) as now:
-            if now.current is not None and self.read(name)[1] == value:
+            if now.current is not None and self._is(now, value):
                 return now.current
             if now.pending is not None:
                 now = self._dropped(now, now.pending)
             return self._promoted(self._with(now, value))
+
+    def _is(self, now: Versions, value: str) -> bool:
+        """Is it the current value? One that cannot be read is another one."""
+        try:
+            return self.read(now.name)[1] == value
+        except Refused:
+            return False
 
     def propose(self, name: str, value: str) -> int:
         """A value that is not current yet. Raises Refused while another one is pending."""
@@ -94,7 +102,11 @@ class SecretFiles:
                 raise Refused(f"version {number} of {name} is not pending; nothing was changed")
 
     def drop(self, name: str, number: int) -> None:
-        """Forget a pending one. Idempotent."""
+        """Forget a pending one, or give an older one up, whatever it opens. Idempotent. Raises
+        Refused for the current one."""
+        if self.versions(name).pending != number:
+            self.disable(name, number)
+            return
         with self._changing(name) as now:
             if now.pending == number:
                 self._dropped(now, number)
@@ -115,24 +127,35 @@ class SecretFiles:
             self._value(name, number).unlink(missing_ok=True)
 
     @contextmanager
-    def alone(self, name: str) -> Iterator[None]:
-        """For whoever turns it over. Raises Refused while somebody else does."""
+    def alone(self, name: str) -> Iterator[bool]:
+        """For whoever turns it over. -> whether nobody else does."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked_if_free(self._folder / f".{name.replace('/', '.')}.rotating") as free:
-            if not free:
-                raise Refused(f"{name} is being turned over by another process; wait for its end")
-            yield
+            yield free
 
     def remove(self, name: str) -> None:
-        """All of its versions. Raises Refused when there is none."""
+        """All of its values; what there was stays known. Raises Refused when there is none."""
         with self._changing(name) as now:
-            if not now.all:
+            if now.current is None and now.pending is None:
                 raise Refused(f"there is no secret {name}")
-            folder = self._folder / name
-            (folder / "versions.json").unlink()
-            for path in folder.glob("*.age"):
+            at = self._clock()
+            gone = tuple(replace(one, disabled_at=one.disabled_at or at) for one in now.all)
+            self._write(Versions(name, gone))
+            for path in (self._folder / name).glob("*.age"):
                 path.unlink()
-        folder.rmdir()
+
+    def moved(self, name: str, at: float | None) -> None:
+        """When all that serve were seen to have the current version; None: they have not."""
+        with self._changing(name) as now:
+            if now.moved_at != at:
+                self._write(replace(now, moved_at=at))
+
+    def reseal(self) -> None:
+        """To the keys that there are now; what none of them opens stays as it is."""
+        if self._folder.exists():
+            with locked(self._folder / ".lock", WITHIN_SECONDS):
+                for path in sorted(self._folder.rglob("*.age")):
+                    write_bytes_atomically(path, self._sealed_anew(path.read_bytes()), 0o600)
 
     def copy_to(self, folder: Path) -> None:
         """All of it as it is at one moment, sealed to the keys that there are now; of a value that
@@ -146,7 +169,7 @@ class SecretFiles:
                     to.mkdir(mode=0o700, parents=True, exist_ok=True)
                 elif path.suffix == ".json":
                     write_bytes_atomically(to, path.read_bytes(), 0o600)
-                elif path.suffix == ".age":
+                elif path.suffix == ".age" and path.exists():  # a release may be forgotten now
                     write_bytes_atomically(to, self._sealed_anew(path.read_bytes()), 0o600)
 
     # ------------------------------------------------------------------------------------------
@@ -189,7 +212,7 @@ class SecretFiles:
             replace(one, current_since=self._clock()) if one.number == now.pending else one
             for one in now.all
         )
-        self._write(replace(now, all=versions, current=now.pending, pending=None))
+        self._write(Versions(now.name, versions, current=now.pending))
         return now.pending
 
     def _write(self, now: Versions) -> None:

@@ -301,7 +301,7 @@ def release(
     configuration(wanted, env, file)
     site = site_of_file(stack, ledger, wanted, env, file)
     override = _said(override_freeze, "--override-freeze")
-    outside_freeze(wanted, env, time.time(), override)
+    outside_freeze(wanted.rollout, str(site), time.time(), override)
     none_frozen(site)
     version = version or (commit or "")[:12] or version_of(file.parent)
     parameters = {

@@ -24,13 +24,14 @@ def set_(
         Path | None, typer.Option("--file", help="whose content is the value; default: stdin")
     ] = None,
 ) -> None:
-    """Store a value; it is read from standard input, or asked for. What serves keeps what it
-    has until its next release, or `dafnck renew`."""
+    """Store a value; it is read from standard input, or asked for. What serves keeps what it has
+    until its next release, or `dafnck renew`; where a file says how it turns over, the next run of
+    that renews it."""
     from policy.errors import BadInput
 
     if file is not None:
         try:
-            value = file.read_text()
+            value = file.read_text().removesuffix("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{file}: {getattr(error, 'strerror', 'no text')}") from None
     elif sys.stdin.isatty():
@@ -111,6 +112,18 @@ def remove(name: Name) -> None:
 
 
 @app.command()
+def drop(
+    name: Name,
+    version: Annotated[int, typer.Argument(help="its number, as `dafnck secret show` tells it")],
+) -> None:
+    """Forget a version that is pending, or give up an older one that cannot be closed: what it
+    opens stays open."""
+    known = _known(name)
+    _files().drop(known, version)
+    print(f"version {version} of {known} is forgotten; close what it opens yourself")
+
+
+@app.command()
 def rotate(
     name: Annotated[str | None, typer.Argument(help="name/key; default: all that are due")] = None,
     now: Annotated[bool, typer.Option("--now", help="whatever its age")] = False,
@@ -153,7 +166,7 @@ def _known(name: str) -> str:
     try:
         return read_name(name)
     except ValueError as error:
-        raise BadInput(str(error)) from None
+        raise BadInput(f"{name}: {error}") from None
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -199,8 +212,11 @@ def _next(name: str) -> str:
     stack = open_stack()
     ledger = Ledger(stack.ledger_url)
     try:
-        rotation = wanted_rotations(ledger, name)[name]
-        return str(next_step(rotation, Rotating(stack, ledger, name, rotation).seen(False)))
+        found, unclear = wanted_rotations(ledger, name)
+        if name in unclear:
+            return unclear[name]
+        rotating = Rotating(stack, ledger, name, found[name])
+        return str(next_step(found[name], rotating.seen(False)))
     except BadInput as error:
         return str(error)
     finally:

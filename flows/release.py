@@ -116,7 +116,7 @@ def _release(
     change: int | None,
 ) -> RolloutRecord:
     with reported(site) as publisher, held_lease(site, f"release {version}") as (site, lease):
-        override = outside_freeze(wanted, site.environment, site.clock(), freeze_override)
+        override = outside_freeze(wanted.rollout, str(site), site.clock(), freeze_override)
         unfinished_first(site, before_a_new_one=True)
         none_frozen(site)
         goes_on(site.ledger, change)

@@ -15,7 +15,7 @@ from policy.errors import DafnckError, Refused
 from policy.notice import Event
 from policy.release import Phase, RolloutRecord
 from policy.rollout import plan
-from tasks.frozen import none_frozen, still_serves
+from tasks.frozen import in_no_change, none_frozen, outside_freeze, still_serves
 from tasks.lease import held_lease
 from tasks.notify import tell
 from tasks.prefect_run import flow_run_id
@@ -37,6 +37,7 @@ def renew(
     service: str,
     environment: str,
     instead_of: str | None = None,
+    freeze_override: str | None = None,
     by: str = "somebody in the Prefect UI",
 ) -> State[Any]:
     """Release what serves once more: the same artifact and configuration, its secrets read anew.
@@ -45,11 +46,13 @@ def renew(
         service: name of the service
         environment: where
         instead_of: only while this release serves
+        freeze_override: why it may begin although a freeze window is open
         by: who says so, for the record
     """
     ledger = Ledger((stack := open_stack()).ledger_url)
     try:
-        rollout = _renew(site_of(stack, ledger, service, environment), instead_of, by)
+        site = site_of(stack, ledger, service, environment)
+        rollout = _renew(site, instead_of, (freeze_override or "").strip(), by)
     except DafnckError as error:
         return failed(error)
     finally:
@@ -59,15 +62,17 @@ def renew(
     return not_promoted(rollout)
 
 
-def _renew(site: Site, instead_of: str | None, by: str) -> RolloutRecord:
+def _renew(site: Site, instead_of: str | None, freeze_override: str, by: str) -> RolloutRecord:
     with reported(site) as publisher, held_lease(site, "renew") as (site, lease):
         unfinished_first(site, before_a_new_one=True)
         none_frozen(site)
+        in_no_change(site)
         still_serves(site, instead_of)
         stable_id = site.ledger.stable(site.service, site.environment)
         if stable_id is None:
             raise Refused(f"nothing serves {site}; there is nothing to renew")
         stable = site.ledger.release(stable_id)
+        override = outside_freeze(stable.rollout, str(site), site.clock(), freeze_override)
         last = site.ledger.history(site.service, site.environment, limit=1)
         rollout = site.ledger.open_rollout(
             site.service,
@@ -77,13 +82,21 @@ def _renew(site: Site, instead_of: str | None, by: str) -> RolloutRecord:
             version=stable.version,
             strategy=stable.rollout.strategy,
             flow_run_id=flow_run_id(),
+            freeze_override=override,
+            freeze_override_by=override and by,
             notify=last[0].notify if last else None,
         )
         tell(site, rollout, Event.START, f"{stable_id} anew, asked for by {by}")
         publisher.rollout_id = rollout.id
         with whole_or_nothing(site, rollout) as progress:
             # Its migration was done when it was released first.
-            again = {"created_at": site.clock(), "migration": None}
+            again = {
+                "created_at": site.clock(),
+                "migration": None,
+                "renewal_of": stable.origin,
+                # Nobody has anything to say to what was approved and is not changed.
+                "rollout": stable.rollout.model_copy(update={"approve": False}),
+            }
             new = site.ledger.add_release(stable.model_copy(update=again), rollout.id)
             site.ledger.set_phase(rollout.id, Phase.STARTING)
             replicas, stable_replicas = replicas_of(site, stable.run.replicas, stable)

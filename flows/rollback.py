@@ -160,6 +160,10 @@ def _last_good(site: Site) -> str:
     """The newest good one that is older than what serves: asked twice, it goes back twice."""
     stable = site.ledger.stable(site.service, site.environment)
     good = site.ledger.releases(site.service, site.environment, promoted=True)
+    if stable is not None:
+        # A renewal is no other release: what is bad of it is bad of what it renews.
+        origin = site.ledger.release(stable).origin
+        good = [one for one in good if site.ledger.release(one).origin != origin]
     if older := [one for one in good if stable is None or _number(one) < _number(stable)]:
         return max(older, key=_number)
     raise Refused(

@@ -6,14 +6,19 @@ from prefect import State, flow
 from prefect.states import Completed, Failed
 
 from blocks.ledger import Ledger
+from blocks.secret_files import SecretFiles
 from blocks.stack import Stack, open_stack
 from flows import death_hooks
+from flows.backup import backup
 from flows.ended import failed
 from flows.renew import renew
+from policy.backup import OWN
 from policy.errors import BadInput, DafnckError, NotApplied
+from tasks.frozen import FreezeWindow, outside_freeze
 from tasks.publish import published
 from tasks.rotate import Rotating, turn_over
 from tasks.rotate_wanted import publish_rotations, tell_of_trouble, wanted_rotations
+from tasks.site import site_of
 
 
 @flow(
@@ -45,9 +50,17 @@ def rotate_secret(
             raise BadInput("now: name the secret")
         rows = []
         with published("rotations") as publisher:
-            for name, rotation in wanted_rotations(ledger, secret).items():
+            wanted, unclear = wanted_rotations(ledger, secret)
+            for name, words in unclear.items():
+                tell_of_trouble(stack, ledger, name, words)
+                rows.append({"secret": name, "now": "", "trouble": words})
+            before = {name: SecretFiles(stack).versions(name) for name in wanted}
+            for name, rotation in wanted.items():
                 rotating = Rotating(stack, ledger, name, rotation)
                 rows.append(_rotate(stack, ledger, rotating, now, patience_seconds, by))
+            if before != {name: SecretFiles(stack).versions(name) for name in wanted}:
+                # Else the state that a recovery brings back has a value that was closed since.
+                backup(service=OWN, by="the rotation of secrets", return_state=True)
             publish_rotations(publisher, rows)
     except DafnckError as error:
         return failed(error)
@@ -65,8 +78,13 @@ def _rotate(
     """-> a row for people. Its trouble is told, and holds no other secret up."""
     row = {"secret": rotating.name, "now": "", "trouble": ""}
 
-    def renewed(release_id: str) -> None:
+    def renewed(release_id: str) -> str:
         release = ledger.release(release_id)
+        site = site_of(stack, ledger, release.service, release.environment)
+        try:
+            outside_freeze(release.rollout, str(site), site.clock(), None)
+        except FreezeWindow as window:
+            return f"{release_id} serves with the older value until then: {window}"
         state = renew(
             release.service,
             release.environment,
@@ -79,11 +97,12 @@ def _rotate(
                 f"{release_id} was not renewed ({state.message}); it serves with the older value, "
                 "which stays good"
             )
+        return ""
 
     try:
         row["now"] = turn_over(rotating, renewed, asked_for=now, patience_seconds=patience)
     except Exception as error:
         # Whatever it is: the other secrets have their turn, and the run ends as failed.
         row["trouble"] = str(error) or type(error).__name__
-        tell_of_trouble(stack, ledger, rotating, row["trouble"])
+        tell_of_trouble(stack, ledger, rotating.name, row["trouble"])
     return row

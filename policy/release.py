@@ -42,6 +42,12 @@ class Release(BaseModel):
     manifests: tuple[dict[str, Any], ...] = ()  # more, applied with it, as the team wrote them
     backup: Backup | None = None
     rotate: dict[str, Rotation] = {}  # secrets that turn over, by name
+    renewal_of: str = ""  # the release that it is once more, but for its secrets
+
+    @property
+    def origin(self) -> str:
+        """The same for a release and all its renewals."""
+        return self.renewal_of or self.id
 
     @property
     def host(self) -> str:

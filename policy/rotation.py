@@ -58,6 +58,12 @@ class Rotation(Part):
         3600.0, description="from the last consumer's renewal until the old value is closed"
     )
 
+    @model_validator(mode="after")
+    def _ends_before_the_next(self) -> "Rotation":
+        if self.grace >= self.every:
+            raise ValueError("grace: must be shorter than every")
+        return self
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -65,8 +71,7 @@ class Seen:
 
     now: float
     versions: Versions
-    behind: tuple[str, ...]  # releases that serve with an older version of it
-    renewed_at: float | None  # when the last of its consumers began to serve with the current one
+    behind: tuple[str, ...]  # releases that serve with another version of it than the current one
     asked_for: bool = False  # a person wants it now, whatever its age
 
 
@@ -129,8 +134,13 @@ def next_step(rotation: Rotation, seen: Seen) -> Step:
     """What to do now. A rotation that was begun is ended before another one begins."""
     if seen.versions.pending is not None:
         return SetTestFinish(seen.versions.pending)
+    if seen.behind and seen.versions.current is not None:
+        return Renew(seen.behind)
     if seen.versions.superseded:
-        return _end_of(rotation, seen)
+        # From when all had moved, however often they are released since.
+        since = seen.now if seen.versions.moved_at is None else seen.versions.moved_at
+        left = since + rotation.grace - seen.now
+        return WaitFor(left) if left > 0 else Disable(seen.versions.superseded[0])
     age = seen.versions.age(seen.now)
     if age is None:
         return Done("there is no value yet")
@@ -139,15 +149,3 @@ def next_step(rotation: Rotation, seen: Seen) -> Step:
     if age >= rotation.every:
         return Create(f"it is {age / DAY:.1f} days old, {rotation.every / DAY:.1f} are allowed")
     return Done(f"it is {age / DAY:.1f} days old, of {rotation.every / DAY:.1f}")
-
-
-def _end_of(rotation: Rotation, seen: Seen) -> Step:
-    if seen.behind:
-        return Renew(seen.behind)
-    current = seen.versions.version(seen.versions.current or 0)
-    since = max(
-        (current.current_since if current else None) or 0.0,
-        seen.renewed_at or 0.0,
-    )
-    left = since + rotation.grace - seen.now
-    return WaitFor(left) if left > 0 else Disable(seen.versions.superseded[0])

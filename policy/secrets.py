@@ -34,7 +34,7 @@ def read_reference(text: str) -> Reference:
     scheme, found, name = text.partition("://")
     if found and scheme in _REFERENCES and _REFERENCES[scheme].fullmatch(name):
         return Reference(scheme, name)
-    raise ValueError(f"{text!r} names no secret; write {WAYS}")
+    raise ValueError(f"names no secret; write {WAYS}")  # what was written may be one
 
 
 def read_name(text: str) -> str:
@@ -43,7 +43,7 @@ def read_name(text: str) -> str:
     if _NAME.fullmatch(name):
         return name
     raise ValueError(
-        f"{text!r} is no name of a secret; write name/key in small letters, digits, . and -"
+        "this is no name of a secret; write name/key in small letters, digits, . and -"
     )
 
 
@@ -61,12 +61,14 @@ class Version:
 class Versions:
     """All that is known of a secret but its values, oldest first.
 
-    Invariant: at most one version is pending, and it is newer than the current one."""
+    Invariant: at most one version is pending, and it is newer than the current one. The number of
+    one that was current is never given again, also after all of a secret was removed."""
 
     name: str
     all: tuple[Version, ...] = field(default=())
     current: int | None = None
     pending: int | None = None
+    moved_at: float | None = None  # when all that serve were seen to have the current one
 
     def version(self, number: int) -> Version | None:
         return next((one for one in self.all if one.number == number), None)

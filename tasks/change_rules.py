@@ -25,7 +25,7 @@ def may_begin(
     }
     for name, (file, service) in wanted.services.items():
         site = site_of_file(stack, ledger, service, environment, file)
-        outside_freeze(service, environment, now, parameters["freeze_override"])
+        outside_freeze(service.rollout, str(site), now, parameters["freeze_override"])
         none_frozen(site)
         if lease := ledger.lease(name, environment):
             raise Refused(

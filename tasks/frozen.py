@@ -7,22 +7,24 @@ Refusals only: nothing here changes anything. No Prefect.
 from policy.errors import Refused
 from policy.freeze import frozen
 from policy.release import Release, RolloutRecord
-from policy.service_file import ServiceFile
+from policy.service_file import Rollout
 from tasks.site import Site
 
 
-def outside_freeze(
-    wanted: ServiceFile, environment: str, now: float, override: str | None
-) -> str | None:
-    """-> the override, if it was needed. Raises Refused in a freeze window without one."""
-    windows = [window.read() for window in wanted.rollout.freeze]
-    found = frozen(windows, wanted.rollout.time_zone, now)
+class FreezeWindow(Refused):
+    """A window is open in which no release may begin."""
+
+
+def outside_freeze(rollout: Rollout, where: str, now: float, override: str | None) -> str | None:
+    """-> the override, if it was needed. Raises FreezeWindow without one."""
+    windows = [window.read() for window in rollout.freeze]
+    found = frozen(windows, rollout.time_zone, now)
     if found is None:
         return None
     if override:
         return override
-    raise Refused(
-        f"{wanted.service} in {environment} is frozen: {found}; nothing was changed. Wait, or say "
+    raise FreezeWindow(
+        f"{where} is frozen: {found}; nothing was changed. Wait, or say "
         'why not: dafnck release --override-freeze "reason"'
     )
 
@@ -31,6 +33,17 @@ def none_frozen(site: Site) -> None:
     """Raises Refused while a rollout waits frozen: what comes next depends on its end."""
     for rollout in site.ledger.frozen(site.service, site.environment):
         raise Refused(what_now(rollout))
+
+
+def in_no_change(site: Site) -> None:
+    """Raises Refused while a change of several services may still take this one back."""
+    for change in site.ledger.unfinished_changes():
+        members = {member.service for member in site.ledger.members(change.id)}
+        if change.environment == site.environment and site.service in members:
+            raise Refused(
+                f"{site} is part of change {change.id} of {change.stack}, which is not over; "
+                "nothing was changed. Try again after its end"
+            )
 
 
 def still_serves(site: Site, release_id: str | None) -> None:

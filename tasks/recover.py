@@ -23,6 +23,7 @@ from blocks.own_state import LEDGER, NOT_IN_IT, PLACES, OwnStateRestore
 from blocks.own_state_home import WAITING, settle
 from blocks.own_state_ledger import last_sign, serving
 from blocks.recovery_key import RecoveryKey
+from blocks.secret_files import SecretFiles
 from blocks.signing import Keys
 from blocks.stack import Ports, Stack, listens, open_stack, stack_at
 from blocks.vaults import vault
@@ -226,6 +227,7 @@ def home(job: Recovering) -> None:
     for key_id, pem in job.key.trusted().items():  # also whoever signed since that backup
         write_atomically(stack.keys / f"{key_id}.pem", pem)
     have_key(stack)  # it trusts the new signing key from now on
+    SecretFiles(stack).reseal()  # to the keys of this machine
     job.note("the signing key is new: dafnck backup key --copy-to FILE, and keep FILE elsewhere")
 
 

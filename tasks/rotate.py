@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -14,7 +15,7 @@ from blocks.release_secrets import ReleaseSecrets
 from blocks.secret_files import SecretFiles
 from blocks.secret_sources import SecretSources
 from blocks.stack import Stack
-from policy.errors import Refused
+from policy.errors import DafnckError, NotApplied, Refused
 from policy.rotation import (
     Create,
     Disable,
@@ -58,16 +59,21 @@ class Rotating:
         if self._rotator is None:
             wanted = self.rotation.postgres
             _, admin = self._sources.read(read_reference(wanted.admin))
-            self._rotator = PostgresLoginPair(wanted, admin)
+            self._rotator = PostgresLoginPair(wanted, admin, dict(self._others()))
         return self._rotator
+
+    def _others(self) -> Iterator[tuple[str, str]]:
+        mine = (f"secret://{self.name}", self.rotation.postgres.admin)
+        for name in self.files.names():
+            if f"secret://{name}" not in mine:
+                with suppress(DafnckError):  # what cannot be read is used by nobody
+                    yield name, self.files.read(name)[1]
 
     def seen(self, asked_for: bool) -> Seen:
         versions = self.files.versions(self.name)
         users = users_of(self._stack, self._ledger, self.name)
         behind = [one for one, held in users.items() if held != [str(versions.current)]]
-        since = {release_id: at for _, _, release_id, at in self._ledger.stables()}
-        renewed = max((since[one] for one in users if one not in behind), default=None)
-        return Seen(self.clock(), versions, tuple(sorted(behind)), renewed, asked_for)
+        return Seen(self.clock(), versions, tuple(sorted(behind)), asked_for)
 
     def on_their_way(self, version: Version) -> list[str]:
         """Releases that were given this version and may serve with it soon, in words."""
@@ -98,47 +104,72 @@ def versions_held(stack: Stack, release_id: str, name: str) -> list[str]:
 
 def turn_over(
     rotating: Rotating,
-    renew: Callable[[str], None],
+    renew: Callable[[str], str],
     *,
     asked_for: bool = False,
     patience_seconds: float = 0.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
     """As far as it goes now: a grace time that is longer than the patience is for the next run.
-    `renew`: rolls what serves as this release. -> what is true in the end, in words. Raises what
-    its steps raise, and Refused while somebody still uses what would be closed, or turns it over as
-    well."""
-    with rotating.files.alone(rotating.name):
+    `renew`: rolls what serves as this release; -> why that must wait, or nothing. -> what was
+    closed and what is true in the end, in words. Raises what its steps raise, and Refused while
+    somebody still uses what would be closed."""
+    with rotating.files.alone(rotating.name) as free:
+        if not free:
+            return "another process turns it over now"
         return _turn_over(rotating, renew, asked_for, patience_seconds, sleep)
 
 
 def _turn_over(
     rotating: Rotating,
-    renew: Callable[[str], None],
+    renew: Callable[[str], str],
     asked_for: bool,
     patience_seconds: float,
     sleep: Callable[[float], None],
 ) -> str:
+    closed = ""
     while True:
-        step = next_step(rotating.rotation, rotating.seen(asked_for))
+        seen = rotating.seen(asked_for)
+        if seen.versions.superseded and not seen.behind and seen.versions.moved_at is None:
+            rotating.files.moved(rotating.name, rotating.clock())
+            continue
+        step = next_step(rotating.rotation, seen)
         log.info("%s: %s", rotating, step)
         if isinstance(step, Done):
-            return step.why
+            return closed + step.why
         if isinstance(step, WaitFor):
             if step.seconds > patience_seconds:
-                return f"{step}; the next run closes it"
+                return f"{closed}{step}; the next run closes it"
             sleep(step.seconds)
             continue
         if isinstance(step, Create):
             asked_for = False
         if isinstance(step, Renew):
-            renew(step.releases[0])
-        else:
-            carry_out_step(rotating, step)
+            rotating.files.moved(rotating.name, None)
+            if later := renew_all(step.releases, renew):
+                return later
+        elif said := carry_out_step(rotating, step):
+            closed += f"{said}; "
+
+
+def renew_all(releases: Sequence[str], renew: Callable[[str], str]) -> str:
+    """Each has its turn. -> why some must wait; empty when none must. Raises NotApplied, with all
+    that failed."""
+    later, failed = [], []
+    for release_id in releases:
+        try:
+            if why := renew(release_id):
+                later.append(why)
+        except DafnckError as error:
+            failed.append(str(error))
+    if failed:
+        raise NotApplied("; ".join(failed))
+    return "; ".join(later)
 
 
 @task(task_run_name="{rotating}: {step}", cache_policy=NO_CACHE)
-def carry_out_step(rotating: Rotating, step: Step) -> None:
+def carry_out_step(rotating: Rotating, step: Step) -> str:
+    """-> what people should hear of it."""
     files, name, rotator = rotating.files, rotating.name, rotating.rotator()
     match step:
         case Create():
@@ -156,7 +187,7 @@ def carry_out_step(rotating: Rotating, step: Step) -> None:
                     "It stays good, the new one is current; the next run closes it when they are "
                     "gone"
                 )
-            log.info(
-                "%s: version %d is refused: %s", name, version.number, rotator.close(value, current)
-            )
+            said = rotator.close(value, current)
             files.disable(name, version.number)
+            return f"version {version.number}: {said}"
+    return ""

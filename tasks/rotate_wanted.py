@@ -12,51 +12,52 @@ from policy.rotation import Rotation
 from policy.secrets import read_name
 from tasks.outbox import Outbox
 from tasks.publish import Publisher
-from tasks.rotate import Rotating
 
 log = logging.getLogger("dafnck")
 
 
-def wanted_rotations(ledger: Ledger, secret: str | None = None) -> dict[str, Rotation]:
-    """By name. Raises BadInput for a secret that no service's file names, and where two say
-    different things of one."""
-    found: dict[str, tuple[Rotation, str]] = {}
+def wanted_rotations(
+    ledger: Ledger, secret: str | None = None
+) -> tuple[dict[str, Rotation], dict[str, str]]:
+    """-> by name; and those of which two services say different things: name -> in words. Raises
+    BadInput for a secret that no service's file names."""
+    said: dict[str, dict[str, Rotation]] = {}
     for service, environment, release_id, _ in ledger.stables():
         for name, rotation in ledger.release(release_id).rotate.items():
-            where = f"{service} in {environment}"
-            if name in found and found[name][0] != rotation:
-                raise BadInput(
-                    f"rotate: {name}: {found[name][1]} and {where} say different things of it; "
-                    "nothing was changed. Leave it to one of them"
-                )
-            found[name] = rotation, where
-    if secret is None:
-        return {name: rotation for name, (rotation, _) in sorted(found.items())}
-    try:
-        name = read_name(secret)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    if name not in found:
-        known = ", ".join(sorted(found)) or "none"
-        raise BadInput(
-            f"no service that serves says how {name} turns over (`rotate`, secrets.md); known: "
-            f"{known}"
-        )
-    return {name: found[name][0]}
+            said.setdefault(name, {})[f"{service} in {environment}"] = rotation
+    if secret is not None:
+        try:
+            name = read_name(secret)
+        except ValueError as error:
+            raise BadInput(f"{secret}: {error}") from None
+        if name not in said:
+            raise BadInput(
+                f"no service that serves says how {name} turns over (`rotate`, secrets.md); known: "
+                f"{', '.join(sorted(said)) or 'none'}"
+            )
+        said = {name: said[name]}
+    found, unclear = {}, {}
+    for name, by in sorted(said.items()):
+        first = next(iter(by.values()))
+        if all(rotation == first for rotation in by.values()):
+            found[name] = first
+        else:
+            unclear[name] = f"{' and '.join(by)} say different things of it; leave it to one"
+    return found, unclear
 
 
-def tell_of_trouble(stack: Stack, ledger: Ledger, rotating: Rotating, words: str) -> None:
+def tell_of_trouble(stack: Stack, ledger: Ledger, name: str, words: str) -> None:
     """Into the log of notifications, and to those who hear of the releases of a service that says
     how it turns over, or runs with it."""
-    log.error("%s: rotation failed: %s", rotating, words)
+    log.error("%s: rotation failed: %s", name, words)
     facts = (
-        ("secret", rotating.name),
+        ("secret", name),
         ("reason", words),
-        ("next", f"dafnck secret show {rotating.name}"),
+        ("next", f"dafnck secret show {name}"),
     )
-    notice = Notice(Event.SECRET, f"{rotating}: rotation failed", facts)
+    notice = Notice(Event.SECRET, f"{name}: rotation failed", facts)
     outbox = Outbox(Notifications(stack))
-    outbox.put(sorted(_concerned(ledger, rotating.name)), Event.SECRET, lambda: notice)
+    outbox.put(sorted(_concerned(ledger, name)), Event.SECRET, lambda: notice)
     outbox.close()
 
 

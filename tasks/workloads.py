@@ -133,7 +133,8 @@ def prune(site: Site, keep: int) -> list[str]:
     promoted = ledger.releases(site.service, site.environment, promoted=True)
     every = ledger.releases(site.service, site.environment)
     never = [release for release in every if release not in promoted]
-    _, drop = split([*promoted, *never], good=promoted, in_use=in_use, keep=keep)
+    origins = {one: ledger.release(one).origin for one in every}
+    _, drop = split([*promoted, *never], good=promoted, in_use=in_use, keep=keep, origins=origins)
     for release_id in drop:
         workloads.remove(release_id)
         ledger.mark_removed(release_id)

@@ -16,9 +16,10 @@ from fakes import FakeNotifier, a_release, a_site, serving
 from test_local_stack import frozen
 from test_tasks_put_back import autoscaled, fakes, serves_alone, under_way
 
-from flows import resume, rollback
+from flows import renew, resume, rollback
 from flows.carry_out import Progress, carry_out, whole_or_nothing
-from policy.errors import NotApplied, Unreachable
+from policy.change import MemberRecord
+from policy.errors import NotApplied, Refused, Unreachable
 from policy.notice import Event
 from policy.release import Phase, Release, RolloutRecord
 from policy.rollout import (
@@ -35,6 +36,7 @@ from policy.rollout import (
 )
 from policy.service_file import Rollout
 from tasks import traffic
+from tasks.frozen import FreezeWindow
 from tasks.site import Site
 from tasks.workloads import shrink_stable, start_replicas
 
@@ -54,7 +56,7 @@ def falls_silent(site: Site) -> None:
 
 @pytest.fixture(autouse=True)
 def no_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
-    for flow in (resume, rollback):
+    for flow in (renew, resume, rollback):
         monkeypatch.setattr(flow, "reported", unreported)
         monkeypatch.setattr(flow, "prune", lambda *_, **__: None)
 
@@ -142,6 +144,42 @@ def test_a_rollback_goes_to_as_many_replicas_as_serve(
     rollback._rollback(site, target.id, False, "", "ada", None)
     assert [steps.steps for steps in seen] == [(Step(100, 7, 7),)]
     assert (seen[0].first, seen[0].shrinks) == (False, False)
+
+
+def test_a_rollback_goes_past_renewals(tmp_path: Path) -> None:
+    """What is bad of a release is bad of its renewals; what served before them is another one."""
+    site = a_site(tmp_path)
+    before = serving(site)
+    bad = serving(site, a_release(1))
+    again = {"renewal_of": bad.id}
+    serving(site, a_release(1).model_copy(update=again))
+    serving(site, a_release(1).model_copy(update=again))
+    assert rollback._last_good(site) == before.id
+
+
+def test_a_renewal_waits_for_the_end_of_a_change(tmp_path: Path) -> None:
+    site = a_site(tmp_path)
+    serving(site)
+    token = site.ledger.take_lease("stack:shops", "prod", "a change")
+    member = MemberRecord(0, "shop", 0, (), {})
+    site.ledger.open_change(
+        *("shops", "prod", [member]),
+        token=token,
+        version="2",
+        file="stack.yaml",
+        at_once=1,
+        by="ada",
+    )
+    with pytest.raises(Refused, match="part of change 1 of shops"):
+        renew._renew(site, None, "", "ada")
+
+
+def test_a_renewal_heeds_freeze_windows(tmp_path: Path) -> None:
+    site = a_site(tmp_path)
+    always = Rollout(freeze=["Jan 1 - Dec 31"])
+    serving(site, a_release().model_copy(update={"rollout": always}))
+    with pytest.raises(FreezeWindow, match="shop in prod is frozen"):
+        renew._renew(site, None, "", "ada")
 
 
 def test_a_shrink_waits_for_the_autoscaler_that_does_it(tmp_path: Path) -> None:

@@ -125,12 +125,12 @@ def test_a_container_has_them(
     docker: Any, released: Released, image_service: Any, files: SecretFiles, stack: Stack
 ) -> None:
     name = own_name("sealed")
-    files.put("sealed/token", VALUE)
+    number = files.put("sealed/token", VALUE)
     wanted = {"secrets": {"TOKEN": "secret://sealed/token"}, "replicas": 1}
     released(image_service(name, run=wanted), "1")
     assert f"TOKEN={VALUE}" in docker.inspect_container(f"{name}-local-1.0")["Config"]["Env"]
     files.put("sealed/token", OTHER)
-    files.disable("sealed/token", 1)
+    files.disable("sealed/token", number)
     released(image_service(name, run={"replicas": 1}), "2")
     from flows.rollback import rollback
 
@@ -170,7 +170,9 @@ def test_a_database_password_turns_over_by_the_worker(
     told = json.loads(dafnck("secret", "show", "turns/url", "--json").stdout)
     assert told["used_by"] == {"turns-local-1": ["1"]}
     said = dafnck("secret", "rotate", "turns/url", "--now", "--patience", "10s")
-    assert "turns/url: it is 0.0 days old" in said.stdout
+    assert 'password authentication failed for user "shop_a"; it is 0.0 days old' in said.stdout
+    backups = json.loads(dafnck("backup", "list", "dafnck", "--json").stdout)
+    assert backups, "a recovery brings back what is current"
     alone(stack, dafnck, "turns", "turns-local-2")
     now = environment(supervisor, "turns-local-2.0")["DATABASE_URL"]
     assert user_of(now) == "shop_b"

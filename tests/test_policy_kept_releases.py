@@ -17,6 +17,15 @@ def test_what_is_needed_stays(releases: list[str], data: st.DataObject, keep: in
     assert [release for release in kept if release in old_good] == old_good[:keep]
 
 
+def test_renewals_take_no_others_place() -> None:
+    """c is what serves, renewed twice; b was renewed once."""
+    releases = ["c2", "c1", "c", "b1", "b", "a", "z"]
+    origins = {"c2": "c", "c1": "c", "b1": "b"}
+    kept, dropped = split(releases, good=releases, in_use=["c2"], keep=2, origins=origins)
+    assert kept == ["c2", "c1", "b1", "a"], "c1: the secrets before; two other releases"
+    assert dropped == ["c", "b", "z"]
+
+
 def test_failed_ones_stay_as_long_for_their_logs() -> None:
     kept, dropped = split(["d", "c", "b", "a"], good=["c"], in_use=[], keep=1)
     assert (kept, dropped) == (["d", "c"], ["b", "a"])

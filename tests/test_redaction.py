@@ -10,7 +10,9 @@ from blocks.redaction import HIDDEN, Redactor
 
 WORD = 'p/ss+w ö"rd&=9Q'
 URL = f"postgresql://shop:{quote(WORD, safe='')}@db.example.org:5432/shop"
-REDACTOR = Redactor([URL, "abc", "line one\nline two-long"])
+WORDS = "host=db user=shop password='quo\\'ted word' dbname=shop"
+JSON = json.dumps({"type": "key", "private_key": "-----KEY----\nabcdefghij"})
+REDACTOR = Redactor([URL, "abc", "line one\nline two-long", WORDS, JSON])
 
 
 def b64(text: str) -> str:
@@ -29,6 +31,9 @@ def b64(text: str) -> str:
         json.dumps(WORD),
         json.dumps(WORD, ensure_ascii=False),
         "line two-long",
+        WORDS,
+        "quo'ted word",
+        "-----KEY----\nabcdefghij",
         b64(URL),
         *(b64("x" * n + WORD + "y" * m) for n in range(4) for m in range(4)),
         base64.urlsafe_b64encode(f"u:{WORD}".encode()).decode(),

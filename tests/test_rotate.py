@@ -24,10 +24,10 @@ from blocks.postgres import Server
 from blocks.release_secrets import ReleaseSecrets
 from blocks.secret_files import SecretFiles
 from blocks.stack import Ports, Stack
-from policy.errors import BadInput, NotApplied, Refused
+from policy.errors import BadInput, NotApplied, Refused, Unreachable
 from policy.rotation import PostgresLogins, Rotation
 from tasks import rotate
-from tasks.rotate import Rotating, turn_over, users_of
+from tasks.rotate import Rotating, renew_all, turn_over, users_of
 
 NAME = "shop/database-url"
 LOGINS = PostgresLogins(admin="secret://shop/admin", role="shop", users=["shop_a", "shop_b"])
@@ -97,11 +97,12 @@ class Stage:
     def rotating(self, rotator: Rotator | None = None) -> Rotating:
         return Rotating(self.stack, self.site.ledger, NAME, self.rotation, rotator=rotator)
 
-    def renew(self, release_id: str) -> None:
+    def renew(self, release_id: str) -> str:
         """As the flow does, without its processes."""
         again = self.site.ledger.release(release_id)
         new = serving(self.site, again)
         self.secrets.provide(new)
+        return ""
 
     def turn(self, **more: Any) -> str:
         return turn_over(self.rotating(), self.renew, asked_for=True, **more)
@@ -158,9 +159,10 @@ def test_no_login_fails_while_it_turns_over(fresh: Stage) -> None:
     over = threading.Event()
     using = [fresh.in_use()]
 
-    def renew(release_id: str) -> None:
+    def renew(release_id: str) -> str:
         fresh.renew(release_id)
         using[0] = fresh.in_use()
+        return ""
 
     def log_in() -> None:
         while not over.wait(0.02):
@@ -216,12 +218,57 @@ def test_a_password_that_a_person_changed_closes_no_login_that_is_in_use(fresh: 
         psycopg.connect(old)
 
 
-def test_an_old_password_that_still_opens_is_not_called_closed(fresh: Stage) -> None:
+def test_the_same_login_by_another_name_is_left_alone(fresh: Stage) -> None:
     other = url(fresh.postgres, "shop_a", "first-word") + "&application_name=shop"
     fresh.files.put(NAME, other)
-    with pytest.raises(NotApplied, match="still logs in with the old password"):
-        turn_over(fresh.rotating(), fresh.renew)
+    said = turn_over(fresh.rotating(), fresh.renew)
+    assert "version 1: not closed: shop_a has the same password now" in said
     assert user_of(other) == "shop_a"
+
+
+def test_a_superuser_that_was_the_secret_is_left_open(fresh: Stage) -> None:
+    fresh.files.put(NAME, f"postgresql://postgres@/shop?host={fresh.host}&port=5432")
+    fresh.files.put(NAME, url(fresh.postgres, "shop_a", "first-word"))
+    said = turn_over(fresh.rotating(), fresh.renew)
+    assert "version 2: not closed: postgres is a superuser" in said
+    fresh.postgres.connect().close()
+
+
+def test_a_login_that_another_secret_has_is_not_touched(fresh: Stage) -> None:
+    with fresh.postgres.connect(autocommit=True) as connection:
+        connection.execute("CREATE ROLE shop_b LOGIN PASSWORD 'reports' IN ROLE shop")
+    reports = url(fresh.postgres, "shop_b", "reports")
+    fresh.files.put("reports/url", reports)
+    with pytest.raises(Refused, match="reports/url has the login shop_b"):
+        fresh.turn()
+    assert fresh.files.versions(NAME).pending is None
+    psycopg.connect(reports).close()
+
+
+def test_what_cannot_be_closed_is_given_up(fresh: Stage) -> None:
+    fresh.files.put(NAME, "postgresql://shop_a:gone@127.0.0.1:9/shop?connect_timeout=2")
+    fresh.files.put(NAME, url(fresh.postgres, "shop_a", "first-word"))
+    with pytest.raises(Unreachable):
+        turn_over(fresh.rotating(), fresh.renew)
+    fresh.files.drop(NAME, 2)
+    turn_over(fresh.rotating(), fresh.renew)
+    assert fresh.files.versions(NAME).superseded == ()
+
+
+def test_all_consumers_have_their_turn(fresh: Stage) -> None:
+    """One that fails, and one that must wait, hold no other up."""
+    tried = []
+
+    def renew(release_id: str) -> str:
+        tried.append(release_id)
+        if release_id == "b":
+            raise NotApplied("b was not renewed")
+        return "c waits" if release_id == "c" else ""
+
+    with pytest.raises(NotApplied, match="b was not renewed"):
+        renew_all(["a", "b", "c"], renew)
+    assert tried == ["a", "b", "c"]
+    assert renew_all(["a", "c"], renew) == "c waits"
 
 
 def test_a_release_that_is_on_its_way_keeps_the_old_one_open(fresh: Stage) -> None:
@@ -244,15 +291,17 @@ def test_a_release_that_is_on_its_way_keeps_the_old_one_open(fresh: Stage) -> No
 
 
 def test_two_at_once_are_one(fresh: Stage) -> None:
-    with fresh.files.alone(NAME), pytest.raises(Refused, match="by another process"):
-        fresh.turn()
+    with fresh.files.alone(NAME):
+        assert fresh.turn() == "another process turns it over now"
+    assert fresh.files.read(NAME)[0] == 1
     fresh.turn()
+    assert fresh.files.read(NAME)[0] == 2
 
 
 def test_a_renewal_that_fails_leaves_the_old_value_good(fresh: Stage) -> None:
     old = fresh.in_use()
 
-    def fails(release_id: str) -> None:
+    def fails(release_id: str) -> str:
         raise NotApplied("its canary failed")
 
     with pytest.raises(NotApplied, match="canary"):

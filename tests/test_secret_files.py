@@ -89,6 +89,7 @@ def test_a_version_is_proposed_promoted_and_closed(stack: Stack) -> None:
     assert files.names() == []
     with pytest.raises(Refused, match="dafnck secret set"):
         files.read(NAME)
+    assert files.put(NAME, "anew") == 4, "no number that was current is given again"
 
 
 @pytest.mark.parametrize("value", ["", "a\0b", "x" * 65_537])
@@ -141,6 +142,18 @@ def test_a_key_that_others_may_read_is_not_used(stack: Stack) -> None:
         SecretFiles(stack).read(NAME)
 
 
+def test_what_is_lost_or_opens_no_more_is_set_anew(stack: Stack) -> None:
+    files = SecretFiles(stack)
+    files.put(NAME, "one")
+    (stack.values / NAME / "1.age").unlink()
+    with pytest.raises(Refused, match="is lost"):
+        files.read(NAME)
+    files.put(NAME, "one")
+    (stack.secrets / "values-key.txt").unlink()
+    files.put(NAME, "two")
+    assert files.read(NAME) == (3, "two")
+
+
 def test_a_value_that_was_changed_on_disk_is_refused(stack: Stack) -> None:
     SecretFiles(stack).put(NAME, "hunter2")
     path = stack.values / NAME / "1.age"
@@ -161,13 +174,15 @@ def test_a_release_keeps_what_it_began_with_until_that_is_closed(stack: Stack) -
     files, secrets = SecretFiles(stack), ReleaseSecrets(stack)
     files.put(NAME, "one")
     release = wants(DATABASE_URL=f"secret://{NAME}")
-    assert secrets.provide(release)
+    assert secrets.due(release)
+    secrets.provide(release)
     files.put(NAME, "two")
-    assert not secrets.provide(release), "it has them already"
+    assert not secrets.due(release), "it has them already"
     assert secrets.values(release.id) == {"DATABASE_URL": "one"}
     assert secrets.versions(release.id)["DATABASE_URL"]["version"] == "1"
     files.disable(NAME, 1)
-    assert secrets.provide(release)
+    assert secrets.due(release)
+    secrets.provide(release)
     assert secrets.values(release.id) == {"DATABASE_URL": "two"}
     assert b"one" not in content(stack.values)
     secrets.forget(release.id)
@@ -177,10 +192,10 @@ def test_a_release_keeps_what_it_began_with_until_that_is_closed(stack: Stack) -
 def test_other_sources(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI_TOKEN", "t0ken")
     secrets = ReleaseSecrets(stack)
-    assert secrets.provide(wants(A="env://CI_TOKEN"))
+    secrets.provide(wants(A="env://CI_TOKEN"))
     assert secrets.values("shop-prod-7") == {"A": "t0ken"}
     monkeypatch.delenv("CI_TOKEN")
-    assert not secrets.provide(wants(A="env://CI_TOKEN")), "it outlives the environment"
+    assert not secrets.due(wants(A="env://CI_TOKEN")), "it outlives the environment"
 
 
 @pytest.mark.parametrize(
@@ -218,6 +233,8 @@ def test_what_a_replica_reads_is_what_was_sealed(stack: Stack) -> None:
     release = wants(URL=f"secret://{NAME}")
     secrets.provide(release)
     told = json.loads(json.dumps(secrets.to_open(release.id)))
+    assert opened(**told) == {"URL": "hunter2"}
+    told["keys"].append("/nowhere/recovery-key.txt")  # one that was there when it was written down
     assert opened(**told) == {"URL": "hunter2"}
     Path(told["file"]).write_bytes(b"no age file")
     with pytest.raises(SystemExit) as ended:
