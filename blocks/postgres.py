@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from policy.errors import BadInput, NotAllowed, Unreachable
+from policy.errors import BadInput, NotAllowed, Refused, Unreachable
 
 CONNECT_SECONDS = 10
 DEBIAN = Path("/usr/lib/postgresql")
@@ -103,7 +103,8 @@ class Server:
 
 
 def server_of(reference: str) -> Server:
-    """'env://NAME', 'file:///path' or a URL. Raises BadInput, which does not tell the value."""
+    """'secret://name/key' of the stack of DAFNCK_HOME, 'env://NAME', 'file:///path' or a URL.
+    Raises BadInput, which does not tell the value; NotAllowed when no key opens a secret."""
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
@@ -117,6 +118,8 @@ def server_of(reference: str) -> Server:
                 "worker of `dafnck up` knows those that begin with DAFNCK_BACKUP_ and were set "
                 "when it was started"
             )
+    elif reference.startswith("secret://"):
+        url, where = _secret(reference.removeprefix("secret://")), reference
     elif reference.startswith("file://"):
         path = Path(reference.removeprefix("file://"))
         where = str(path)
@@ -134,6 +137,18 @@ def server_of(reference: str) -> Server:
     if unknown := set(parameters) - set(VARIABLES) - {"password"}:
         raise BadInput(f"{where}: {', '.join(sorted(unknown))} is not known here")
     return Server(parameters)
+
+
+def _secret(name: str) -> str:
+    from blocks.secret_files import SecretFiles
+    from blocks.stack import open_stack
+
+    try:
+        return SecretFiles(open_stack()).read(name)[1].strip()
+    except NotAllowed:
+        raise
+    except Refused as error:
+        raise BadInput(f"{error}; nothing was changed") from None
 
 
 @cache

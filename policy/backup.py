@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, mo
 
 from policy.part import Part
 from policy.quantities import Seconds
+from policy.secrets import read_name
 
 OWN = "dafnck"  # service under which the state of dafnck itself is kept
 OWN_TARGET = "state"
@@ -18,20 +19,26 @@ _PASSWORD = re.compile(r"postgres(ql)?://[^/@]*:[^/@]*@|[?&]password=", re.IGNOR
 
 
 def database(reference: Any) -> str:
-    """'env://SHOP_DATABASE_URL', 'file:///run/secrets/shop-url', or a URL without a password.
+    """'secret://shop/url', 'env://SHOP_DATABASE_URL', 'file:///run/secrets/shop-url', or a URL
+    without a password.
     Raises ValueError, which does not repeat what was written: it may hold one."""
     if isinstance(reference, str):
         if _VARIABLE.fullmatch(reference) or reference.startswith("file:///"):
             return reference
+        if reference.startswith("secret://"):
+            read_name(reference)
+            return reference
         if _PASSWORD.search(reference):
             raise ValueError(
-                "holds a password, and this file is read by many; write env://NAME (a variable of "
-                "the worker that holds the URL) or file:///path of a file that holds it"
+                "holds a password, and this file is read by many; write secret://name/key (dafnck "
+                "secret set), env://NAME (a variable of the worker that holds the URL) or "
+                "file:///path of a file that holds it"
             )
         if reference.startswith(("postgresql://", "postgres://")):
             return reference
     raise ValueError(
-        "is no database; write env://NAME, file:///path or postgresql://user@host/name"
+        "is no database; write secret://name/key, env://NAME, file:///path or "
+        "postgresql://user@host/name"
     )
 
 

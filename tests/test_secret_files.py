@@ -240,3 +240,21 @@ def test_what_a_replica_reads_is_what_was_sealed(stack: Stack) -> None:
     with pytest.raises(SystemExit) as ended:
         opened(**told)
     assert ended.value.code == 127
+
+
+def test_a_backup_reaches_its_database_by_a_secret(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blocks.postgres import server_of
+    from policy.backup import database
+
+    stack.save()
+    monkeypatch.setenv("DAFNCK_HOME", str(stack.home))
+    reference = database(f"secret://{NAME}")
+    with pytest.raises(BadInput, match="there is no secret shop/database-url"):
+        server_of(reference)
+    SecretFiles(stack).put(NAME, "postgresql://shop:hunter2@db/shop\n")
+    server = server_of(reference)
+    assert (server.user, server.parameters["password"]) == ("shop", "hunter2")
+    with pytest.raises(ValueError, match="no name of a secret"):
+        database("secret://hunter2")
