@@ -12,6 +12,7 @@ from blocks.ledger import Ledger
 from blocks.stack import Stack, open_stack
 from flows import death_hooks
 from flows.ended import failed
+from flows.run_names import called
 from policy.errors import DafnckError
 from policy.release import Verdict
 from tasks.backup import back_up, prune, replicate, size_trend
@@ -24,7 +25,7 @@ from tasks.publish import published
 
 @flow(
     name="backup",
-    flow_run_name="backup of {service}",
+    flow_run_name=called("backup of", "service"),
     validate_parameters=True,
     on_failure=[death_hooks.backup_died],
     on_crashed=[death_hooks.backup_died],

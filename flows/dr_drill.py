@@ -10,6 +10,7 @@ from blocks.ledger import Ledger
 from blocks.stack import Stack, open_stack
 from flows import death_hooks
 from flows.ended import failed
+from flows.run_names import called
 from policy.drill import Drill
 from policy.errors import DafnckError
 from policy.release import Verdict
@@ -23,7 +24,7 @@ from tasks.publish import published
 
 @flow(
     name="dr_drill",
-    flow_run_name="drill of {service}",
+    flow_run_name=called("drill of", "service"),
     validate_parameters=True,
     on_failure=[death_hooks.backup_died],
     on_crashed=[death_hooks.backup_died],

@@ -12,6 +12,7 @@ from flows import death_hooks
 from flows.backup import backup
 from flows.ended import failed
 from flows.renew import renew
+from flows.run_names import called
 from policy.backup import OWN
 from policy.errors import BadInput, DafnckError, NotApplied
 from tasks.frozen import FreezeWindow, outside_freeze
@@ -23,7 +24,7 @@ from tasks.site import site_of
 
 @flow(
     name="rotate_secret",
-    flow_run_name="rotate {secret}",
+    flow_run_name=called("rotate", "secret"),
     validate_parameters=True,
     on_failure=[death_hooks.rotation_died],
     on_crashed=[death_hooks.rotation_died],
