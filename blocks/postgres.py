@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policy.errors import BadInput, NotAllowed, Refused, Unreachable
+
+if TYPE_CHECKING:
+    from blocks.secret_files import SecretFiles
 
 CONNECT_SECONDS = 10
 DEBIAN = Path("/usr/lib/postgresql")
@@ -102,9 +105,9 @@ class Server:
         return one_line.replace(password, "***") if password else one_line
 
 
-def server_of(reference: str) -> Server:
-    """'secret://name/key' of the stack of DAFNCK_HOME, 'env://NAME', 'file:///path' or a URL.
-    Raises BadInput, which does not tell the value; NotAllowed when no key opens a secret."""
+def server_of(reference: str, secrets: "SecretFiles | None" = None) -> Server:
+    """'secret://name/key' of `secrets`, 'env://NAME', 'file:///path' or a URL. Raises BadInput,
+    which does not tell the value; NotAllowed when no key opens a secret."""
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
@@ -119,7 +122,7 @@ def server_of(reference: str) -> Server:
                 "when it was started"
             )
     elif reference.startswith("secret://"):
-        url, where = _secret(reference.removeprefix("secret://")), reference
+        url, where = _secret(reference.removeprefix("secret://"), secrets), reference
     elif reference.startswith("file://"):
         path = Path(reference.removeprefix("file://"))
         where = str(path)
@@ -139,12 +142,11 @@ def server_of(reference: str) -> Server:
     return Server(parameters)
 
 
-def _secret(name: str) -> str:
-    from blocks.secret_files import SecretFiles
-    from blocks.stack import open_stack
-
+def _secret(name: str, secrets: "SecretFiles | None") -> str:
+    if secrets is None:
+        raise BadInput(f"secret://{name}: there is no stack whose secret it could be")
     try:
-        return SecretFiles(open_stack()).read(name)[1].strip()
+        return secrets.read(name)[1].strip()
     except NotAllowed:
         raise
     except Refused as error:

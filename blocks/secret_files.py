@@ -10,7 +10,7 @@ holds `values/`, and whoever recovers brings that key.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,11 +26,13 @@ WITHIN_SECONDS = 30.0  # for the lock: nobody holds it longer than it takes to w
 
 
 class SecretFiles:
-    """`clock`: seconds since the epoch."""
+    """`clock`: seconds since the epoch. `also`: keys that may open values, beside the stack's."""
 
-    def __init__(self, stack: Stack, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, stack: Stack, clock: Callable[[], float] = time.time, also: Sequence[AgeKey] = ()
+    ) -> None:
         self._folder = stack.values
-        self._seal = Seal(stack)
+        self._seal = Seal(stack, also)
         self._clock = clock
 
     def names(self) -> list[str]:
@@ -228,7 +230,8 @@ class SecretFiles:
 class Seal:
     """Seals small values to the keys of a stack."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, also: Sequence[AgeKey] = ()) -> None:
+        self._also = also
         self._own = AgeKey(
             stack.secrets / "values-key.txt",
             "# dafnck values key; whoever has this file can read the secrets of this stack",
@@ -264,4 +267,4 @@ class Seal:
         return [key.file for key in self._there()]
 
     def _there(self) -> list[AgeKey]:
-        return [key for key in (self._own, self._recovery) if key.there()]
+        return [key for key in (self._own, self._recovery, *self._also) if key.there()]

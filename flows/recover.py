@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from blocks.ledger import Ledger
+from blocks.secret_files import SecretFiles
 from blocks.stack import Stack, open_stack
 from flows import hooks
 from flows.carry_out import carry_out, whole_or_nothing
@@ -147,7 +148,8 @@ def _ready(there: Other, mine: Release) -> list[Job]:
             "over in place of what runs; nothing was changed. Restore it beside, dafnck restore "
             "--to-folder, or keep a streaming standby of PostgreSQL"
         )
-    if missing := [words for job in jobs for words in missing_for(job.wanted)]:
+    secrets = SecretFiles(there.stack)
+    if missing := [words for job in jobs for words in missing_for(job.wanted, None, secrets)]:
         raise BadInput(f"{'; '.join(missing)}. Nothing was changed")
     for job in jobs:
         if next(job.newest_first(), None) is None:

@@ -13,7 +13,9 @@ from zlib import crc32
 from blocks.backup_catalogue import Catalogue, Place
 from blocks.files import locked_if_free, remove_half_written, scratch
 from blocks.ports import BackupSource, Vault
+from blocks.postgres import Server, server_of
 from blocks.recovery_key import RecoveryKey
+from blocks.secret_files import SecretFiles
 from blocks.signing import Keys
 from blocks.stack import Stack
 from blocks.vaults import vault
@@ -61,6 +63,12 @@ class BackupSite:
     @property
     def vault(self) -> Vault:
         return self.catalogue.vault
+
+    @property
+    def server(self) -> Server:
+        """Of a database. Raises BadInput, NotAllowed."""
+        assert self.target.postgres
+        return server_of(self.target.postgres, SecretFiles(self.stack))
 
     @property
     def is_own(self) -> bool:
@@ -147,9 +155,8 @@ def source_of(site: BackupSite) -> BackupSource:
 
             return source(site)
         from blocks.pg_dump import LogicalSource
-        from blocks.postgres import server_of
 
-        return LogicalSource(server_of(target.postgres))
+        return LogicalSource(site.server)
     if target.bucket:
         from blocks.bucket_source import BucketSource
 

@@ -10,7 +10,6 @@ from blocks.pg_physical import PhysicalSource
 from blocks.pg_point_in_time import PhysicalRestore
 from blocks.pg_recovery_files import without_archiving
 from blocks.pg_throwaway import server_folder
-from blocks.postgres import server_of
 from blocks.wal_archive import archived, copy_log, gaps, no_longer_needed
 from blocks.wal_readiness import missing
 from policy.backup_manifest import Manifest
@@ -31,7 +30,7 @@ def prefix_of(site: BackupSite) -> str:
 
 def source(site: BackupSite) -> PhysicalSource:
     assert site.target.postgres
-    return PhysicalSource(server_of(site.target.postgres), site.vault, prefix_of(site))
+    return PhysicalSource(site.server, site.vault, prefix_of(site))
 
 
 @contextmanager

@@ -199,7 +199,7 @@ def ask(job: Recovering) -> None:
         words
         for one in _wanted(job)
         if one.key not in job.without
-        for words in missing_for(one, job.data.get(one.key))
+        for words in missing_for(one, job.data.get(one.key), _secrets(job))
     ]
     missing += list(_interpreters(job))
     if missing:
@@ -254,7 +254,7 @@ def data(job: Recovering) -> None:
 
     for one in _wanted(job):
         if one.target.is_physical and one.key not in job.without:
-            if words := start_server(one, job.data.get(one.key)):
+            if words := start_server(one, job.data.get(one.key), _secrets(job)):
                 job.note(words)
 
 
@@ -382,6 +382,12 @@ def _own_backups(job: Recovering) -> list[Entry]:
 
 def _serving(job: Recovering) -> list[Release]:
     return serving(job.ledger_file)
+
+
+def _secrets(job: Recovering) -> SecretFiles:
+    """As they came back, in the home or on their way there."""
+    home = job.home if (job.home / LEDGER).exists() else job.state
+    return SecretFiles(Stack(home=home, ports=Ports(), ledger_url=""), also=(job.key,))
 
 
 def _wanted(job: Recovering) -> list[Wanted]:

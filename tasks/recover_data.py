@@ -16,6 +16,7 @@ from blocks.files import scratch
 from blocks.own_state_tar import facts_of, under
 from blocks.postgres import Server, pg_tool, server_of
 from blocks.recovery_key import RecoveryKey
+from blocks.secret_files import SecretFiles
 from blocks.stack import Stack
 from policy.backup_manifest import Difference, Manifest
 from policy.errors import DafnckError, Damaged, NotApplied, Refused
@@ -98,15 +99,16 @@ class Job:
         )
 
 
-def missing_for(one: Wanted, data: Path | None = None) -> Iterator[str]:
-    """What a person must say or install before this can come back, in words."""
+def missing_for(one: Wanted, data: Path | None, secrets: SecretFiles) -> Iterator[str]:
+    """What a person must say or install before this can come back, in words. `secrets`: as they
+    came back."""
     if one.target.postgres is None:
         return
     if one.target.is_physical:
-        yield from missing_for_server(one, data)
+        yield from missing_for_server(one, data, secrets)
         return
     try:
-        _reached(server_of(one.target.postgres))
+        _reached(server_of(one.target.postgres, secrets))
         pg_tool("pg_restore")
     except DafnckError as error:
         yield f"{one.key}: {str(error).partition(';')[0]}"
@@ -179,7 +181,7 @@ def _database(site: BackupSite, manifest: Manifest, instead: bool) -> None:
     from blocks.pg_swap import create_database
 
     assert site.target.postgres
-    server = server_of(site.target.postgres)
+    server = site.server
     if not _reached(server):
         create_database(server, server.dbname, manifest.facts.database)
     elif instead:

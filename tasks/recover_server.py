@@ -14,6 +14,7 @@ from blocks.pg_point_in_time import PhysicalRestore
 from blocks.pg_recovery_files import system_identifier
 from blocks.postgres import Server, pg_tool, server_of
 from blocks.processes import unmarked
+from blocks.secret_files import SecretFiles
 from policy.backup_manifest import Manifest
 from policy.errors import BadInput, DafnckError, NotApplied, Refused, Unreachable
 from policy.recovery import Wanted
@@ -24,7 +25,7 @@ SHOWN = 3
 DONE = "done.json"
 
 
-def missing_for_server(one: Wanted, data: Path | None) -> Iterator[str]:
+def missing_for_server(one: Wanted, data: Path | None, secrets: SecretFiles) -> Iterator[str]:
     """What a person must say before this can come back, in words."""
     if data is None:
         yield f"{one.key} is a whole server: name its data directory: --data {one.key}=DIR"
@@ -34,7 +35,7 @@ def missing_for_server(one: Wanted, data: Path | None) -> Iterator[str]:
         yield f"{one.key}: {data} is not empty; name another directory"
     assert one.target.postgres
     try:
-        server_of(one.target.postgres)
+        server_of(one.target.postgres, secrets)
     except DafnckError as error:
         yield f"{one.key}: {str(error).partition(';')[0]}"
 
@@ -89,11 +90,11 @@ def _recovered(site: BackupSite, manifest: Manifest, room: Path, moment: datetim
     return max(manifest.snapshot_at, until.timestamp() if until else 0.0)
 
 
-def start_server(one: Wanted, data: Path | None) -> str:
+def start_server(one: Wanted, data: Path | None, secrets: SecretFiles) -> str:
     """Have the restored server answer where its URL says. -> what a person must know; empty when it
     answered already. Raises Refused when it must be started by a person."""
     assert one.target.postgres
-    server = server_of(one.target.postgres)
+    server = server_of(one.target.postgres, secrets)
     if data is None:
         raise BadInput(
             f"{one.key} is a whole server: name its data directory: --data {one.key}=DIR"

@@ -142,10 +142,9 @@ def _fits(manifest: Manifest, where: Where) -> None:
 def _restore_database(site: BackupSite, manifest: Manifest, where: Where) -> str:
     from blocks.pg_restore import DatabaseRestore
     from blocks.pg_swap import create_database, drop_database, swap
-    from blocks.postgres import server_of
 
     assert site.target.postgres
-    server = server_of(site.target.postgres)
+    server = site.server
     name = where.database or _beside(server.dbname, site.clock())
     if where.in_place:
         with alone(site):

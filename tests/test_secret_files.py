@@ -9,10 +9,12 @@ import pyrage
 import pytest
 from fakes import a_release
 
+from blocks.postgres import server_of
 from blocks.recovery_key import RecoveryKey
 from blocks.release_secrets import ReleaseSecrets
 from blocks.secret_files import SecretFiles
 from blocks.stack import Ports, Stack
+from policy.backup import database
 from policy.errors import BadInput, NotAllowed, Refused
 from policy.release import Release
 
@@ -242,19 +244,12 @@ def test_what_a_replica_reads_is_what_was_sealed(stack: Stack) -> None:
     assert ended.value.code == 127
 
 
-def test_a_backup_reaches_its_database_by_a_secret(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from blocks.postgres import server_of
-    from policy.backup import database
-
-    stack.save()
-    monkeypatch.setenv("DAFNCK_HOME", str(stack.home))
-    reference = database(f"secret://{NAME}")
+def test_a_backup_reaches_its_database_by_a_secret(stack: Stack) -> None:
+    reference, files = database(f"secret://{NAME}"), SecretFiles(stack)
     with pytest.raises(BadInput, match="there is no secret shop/database-url"):
-        server_of(reference)
-    SecretFiles(stack).put(NAME, "postgresql://shop:hunter2@db/shop\n")
-    server = server_of(reference)
+        server_of(reference, files)
+    files.put(NAME, "postgresql://shop:hunter2@db/shop\n")
+    server = server_of(reference, files)
     assert (server.user, server.parameters["password"]) == ("shop", "hunter2")
     with pytest.raises(ValueError, match="no name of a secret"):
         database("secret://hunter2")
