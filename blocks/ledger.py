@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from blocks.ledger_audit import OURSELVES, Audit
 from blocks.ledger_changes import Changes
 from blocks.ledger_leases import TAKEN_OVER, Leases, whereabouts
 from blocks.ledger_tables import (
@@ -31,8 +32,10 @@ from policy.samples import Counters, Sample
 
 log = logging.getLogger("dafnck")
 
+AUDITED = ("freeze_override", "freeze_override_by", "unsafe_reason", "unsafe_by", "change_id")
 
-class Ledger(Leases, Changes):
+
+class Ledger(Leases, Changes, Audit):
     # -- rollouts ----------------------------------------------------------------------------
 
     def open_rollout(
@@ -46,9 +49,11 @@ class Ledger(Leases, Changes):
         strategy: str,
         flow_run_id: str | None = None,
         release_id: str | None = None,
+        by: str = "",
         **told: Any,
     ) -> RolloutRecord:
-        """Begin an attempt, under the lease. Its stable release is the one that serves now.
+        """Begin an attempt, under the lease. Its stable release is the one that serves now. `by`:
+        who asked for it.
         `told`: what a person said (`freeze_override`, `unsafe_reason`, who), `notify`, and the
         `change_id` of which it is part."""
         with self._writing() as db:
@@ -81,6 +86,14 @@ class Ledger(Leases, Changes):
             )
             if held.rowcount != 1:
                 raise LeaseLost("the lease lapsed before the rollout began; nothing was touched")
+            detail = {
+                "rollout": new_id,
+                "version": version,
+                "release": release_id,
+                "instead_of": stable,
+                **{name: told.get(name) for name in AUDITED},
+            }
+            self._entry(db, by, kind, f"{service} in {environment}", detail)
         return self.rollout(new_id)
 
     def rollout(self, rollout_id: int) -> RolloutRecord:
@@ -133,7 +146,23 @@ class Ledger(Leases, Changes):
         elif phase not in FINISHED:  # a person alone thaws it: `go_on`, `take_back`
             where.append(rollouts.c.phase != Phase.FROZEN.value)
         with self._writing() as db:
-            db.execute(rollouts.update().where(*where).values(**values))
+            done = db.execute(rollouts.update().where(*where).values(**values))
+            if done.rowcount == 1 and phase in UNLED:
+                self._entry_of(db, rollout_id, OURSELVES, phase.value, reason=reason or None)
+
+    def _entry_of(
+        self, db: sa.Connection, rollout_id: int, actor: str, action: str, **detail: Any
+    ) -> None:
+        row = db.execute(
+            sa.select(
+                rollouts.c.service,
+                rollouts.c.environment,
+                rollouts.c.release_id,
+                rollouts.c.reason,
+            ).where(rollouts.c.id == rollout_id)
+        ).one()
+        told = {"rollout": rollout_id, "release": row.release_id, "reason": row.reason or None}
+        self._entry(db, actor, action, f"{row.service} in {row.environment}", told | detail)
 
     def take_over(self, rollout_id: int, why: str) -> bool:
         """Somebody else than its leader ends it; that is still to be told (`unclosed`). -> whether
@@ -173,8 +202,9 @@ class Ledger(Leases, Changes):
                 .where(rollouts.c.id == rollout_id)
                 .values(approved_by=who, approved_at=self.clock())
             )
+            self._entry_of(db, rollout_id, who, "approve", reason=None)
 
-    def abort(self, rollout_id: int, reason: str, **unsafe: str) -> None:
+    def abort(self, rollout_id: int, reason: str, by: str = "", **unsafe: str) -> None:
         """`unsafe`: `unsafe_reason` and `unsafe_by`, when it may go back past a migration."""
         with self._writing() as db:
             db.execute(
@@ -182,6 +212,7 @@ class Ledger(Leases, Changes):
                 .where(rollouts.c.id == rollout_id)
                 .values(abort_reason=reason, **unsafe)
             )
+            self._entry_of(db, rollout_id, by, "abort", reason=reason, **unsafe)
 
     def go_on(self, rollout_id: int, *, token: str, who: str, flow_run_id: str | None) -> None:
         """A person lets a frozen rollout go on: it is led again, under this lease, and nothing of
@@ -232,6 +263,10 @@ class Ledger(Leases, Changes):
                 raise LeaseLost("the lease lapsed before the rollout went on; nothing was touched")
             if db.execute(rollouts.update().where(of).values(**values)).rowcount != 1:
                 raise Refused(f"rollout {rollout_id} is not frozen any more; see dafnck status")
+            person = values.get("approved_by") or values.get("unsafe_by") or ""
+            action = "resume" if values.get("approved_by") else "take back"
+            why = {name: values.get(name) for name in ("reason", "unsafe_reason")}
+            self._entry_of(db, rollout_id, person, action, **why)
 
     # -- releases ----------------------------------------------------------------------------
 
@@ -369,6 +404,7 @@ class Ledger(Leases, Changes):
                 .where(rollouts.c.id == rollout_id)
                 .values(phase=Phase.DRAINING.value, reason=reason)
             )
+            self._entry_of(db, rollout_id, OURSELVES, "promote", reason=reason)
             passed_over = rollouts.update().where(
                 *_of(rollout.service, rollout.environment),
                 rollouts.c.id < rollout_id,
@@ -385,7 +421,7 @@ class Ledger(Leases, Changes):
                 )
             )
 
-    def retire(self, service: str, environment: str) -> None:
+    def retire(self, service: str, environment: str, by: str = "") -> None:
         """No release is the stable one any more: nobody brings one back by itself."""
         with self._writing() as db:
             db.execute(
@@ -393,6 +429,7 @@ class Ledger(Leases, Changes):
                     stables.c.service == service, stables.c.environment == environment
                 )
             )
+            self._entry(db, by, "take down", f"{service} in {environment}", {})
 
     # -- what was intended, decided, seen ----------------------------------------------------
 

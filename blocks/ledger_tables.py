@@ -151,3 +151,39 @@ change_members = sa.Table(
     sa.Column("back_run_id", sa.String(64)),
     sa.Column("kept", sa.Text),  # why it is not taken back
 )
+audit = sa.Table(  # who did what: a chain of hashes, policy/audit.py
+    "audit",
+    meta,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("actor", sa.String(200), nullable=False),
+    sa.Column("action", sa.String(40), nullable=False),
+    sa.Column("subject", sa.String(300), nullable=False, index=True),
+    sa.Column("detail", sa.JSON, nullable=False),
+    sa.Column("before", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+audit_head = sa.Table(  # one row; whoever appends holds it
+    "audit_head",
+    meta,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+# Against a slip; whoever may change the tables' definitions is found by the hashes alone.
+for _act in ("UPDATE", "DELETE"):
+    sa.event.listen(
+        audit,
+        "after_create",
+        sa.DDL(
+            f"CREATE TRIGGER audit_no_{_act.lower()} BEFORE {_act} ON audit "
+            "BEGIN SELECT RAISE(ABORT, 'the audit is appended to only'); END"
+        ).execute_if(dialect="sqlite"),
+    )
+    sa.event.listen(
+        audit,
+        "after_create",
+        sa.DDL(
+            f"CREATE RULE audit_no_{_act.lower()} AS ON {_act} TO audit DO INSTEAD NOTHING"
+        ).execute_if(dialect="postgresql"),
+    )

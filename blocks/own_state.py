@@ -38,6 +38,7 @@ from blocks.attestations import Attestations
 from blocks.files import remove_half_written, scratch
 from blocks.images import read_image
 from blocks.own_state_ledger import (
+    audit_head,
     copy_ledger,
     copy_sqlite,
     frozen_places,
@@ -62,6 +63,7 @@ COPIES = (LEDGER, PREFECT)
 FROM_HOME = ("stack.json", "keys", STORE_URL, "secrets/notify")
 PLACES = ("artifacts", "keys", LEDGER, "prefect", "secrets", "traefik", VALUES, "stack.json")
 ROWS, NEWEST, NOT_IN_IT = "rows of ", "newest rollout", "not in it"
+HEAD = "head of the audit"
 
 
 class OwnState:
@@ -139,6 +141,7 @@ class _Copied:
             "ledger": "SQLite" if sqlite_file(self._stack.ledger_url) else "PostgreSQL",
             "serving": ", ".join(release.id for release in self._serving) or "nothing",
             NEWEST: str(newest_rollout(ledger)),
+            HEAD: audit_head(ledger),
             "keys": ", ".join(sorted(path.stem for path in self._stack.keys.glob("*.pem"))),
         }
         detail |= {ROWS + name: str(count) for name, count in rows(ledger).items()}

@@ -95,6 +95,16 @@ def newest_rollout(file: Path) -> int | None:
         return newest
 
 
+def audit_head(file: Path) -> str:
+    """number:hash of the newest entry; empty when there is none."""
+    with reading(file) as db:
+        try:
+            row = db.execute("SELECT number, hash FROM audit_head").fetchone()
+        except sqlite3.OperationalError:
+            return ""  # of an older version
+    return f"{row[0]}:{row[1]}" if row else ""
+
+
 def last_sign(file: Path) -> float | None:
     """When anything was last written down in this copy. Seconds since the epoch."""
     columns = (

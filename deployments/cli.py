@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from deployments import (
+    audit_commands,
     backup_commands,
     gate_commands,
     notify_commands,
@@ -36,6 +37,7 @@ app.add_typer(gate_commands.scan_db, name="scan-db")
 app.add_typer(backup_commands.app, name="backup")
 app.add_typer(wal_commands.app, name="wal")
 app.add_typer(secret_commands.app, name="secret")
+app.add_typer(audit_commands.app, name="audit")
 app.command()(backup_commands.restore)
 app.command()(backup_commands.drill)
 app.command()(recover.recover)
@@ -426,10 +428,10 @@ def abort(
         return
     rollout = _active(ledger, service, env)
     if unsafe:
-        ledger.abort(rollout.id, words, unsafe_reason=unsafe, unsafe_by=getuser())
+        ledger.abort(rollout.id, words, getuser(), unsafe_reason=unsafe, unsafe_by=getuser())
     else:
         past_no_return(site, rollout)
-        ledger.abort(rollout.id, words)
+        ledger.abort(rollout.id, words, getuser())
     give_up = time.monotonic() + 60
     while (now := ledger.rollout(rollout.id)).phase not in UNLED or ledger.leads(now):
         if time.monotonic() > give_up:

@@ -42,13 +42,17 @@ def set_(
         value = sys.stdin.read().removesuffix("\n")
     files, known = _files(), _known(name)
     number = files.put(known, value)
+    _record("set", known, version=number)
     print(f"secret://{known} is version {number} now")
 
 
 @app.command()
 def get(name: Name) -> None:
     """Write the current value to standard output, for whoever may read it."""
-    sys.stdout.write(_files().read(_known(name))[1])
+    known = _known(name)
+    number, value = _files().read(known)
+    _record("read", known, version=number)
+    sys.stdout.write(value)
 
 
 @app.command("list")
@@ -108,6 +112,7 @@ def remove(name: Name) -> None:
             f"{known} is used by {', '.join(users)}; nothing was removed. Release them without it"
         )
     _files().remove(known)
+    _record("remove", known)
     print(f"{known} is forgotten; it is still good wherever it opens something")
 
 
@@ -120,6 +125,7 @@ def drop(
     opens stays open."""
     known = _known(name)
     _files().drop(known, version)
+    _record("drop", known, version=version)
     print(f"version {version} of {known} is forgotten; close what it opens yourself")
 
 
@@ -157,6 +163,18 @@ def _files() -> Any:
     from blocks.stack import open_stack
 
     return SecretFiles(open_stack())
+
+
+def _record(action: str, name: str, **detail: Any) -> None:
+    """In the audit."""
+    from contextlib import closing
+    from getpass import getuser
+
+    from blocks.ledger import Ledger
+    from blocks.stack import open_stack
+
+    with closing(Ledger(open_stack().ledger_url)) as ledger:
+        ledger.record(getuser(), action, f"secret {name}", **detail)
 
 
 def _known(name: str) -> str:

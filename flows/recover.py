@@ -115,6 +115,7 @@ def _recover(site: Site, stack: Stack, there: Other, by: str) -> tuple[Recovery,
             version=new.version,
             strategy="blue-green",
             flow_run_id=flow_run_id(),
+            by=by,
         )
         publisher.rollout_id = rollout.id
         with whole_or_nothing(site, rollout) as progress:

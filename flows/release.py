@@ -128,6 +128,7 @@ def _release(
             version=version,
             strategy=wanted.rollout.strategy,
             flow_run_id=flow_run_id(),
+            by=by,
             freeze_override=override,
             freeze_override_by=override and by,
             notify=wanted_by(wanted.notify),

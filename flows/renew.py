@@ -82,6 +82,7 @@ def _renew(site: Site, instead_of: str | None, freeze_override: str, by: str) ->
             version=stable.version,
             strategy=stable.rollout.strategy,
             flow_run_id=flow_run_id(),
+            by=by,
             freeze_override=override,
             freeze_override_by=override and by,
             notify=last[0].notify if last else None,

@@ -74,6 +74,8 @@ def restore(
             until=moment(to_time) if to_time else None,
             lsn=place_in_log(to_lsn) if to_lsn else None,
         )
+        into = database or folder or bucket or "its place"
+        ledger.record(by, "restore", str(site.place), backup=backup_id or "the newest", into=into)
         words = bring_back(site, backup_id, where)
     except DafnckError as error:
         return failed(error)

@@ -106,6 +106,7 @@ def _rollback(
             version=target.version,
             strategy="blue-green",
             flow_run_id=flow_run_id(),
+            by=by,
             release_id=target.id,
             unsafe_reason=unsafe,
             unsafe_by=unsafe and by,

@@ -57,7 +57,7 @@ def rotate_secret(
                 rows.append({"secret": name, "now": "", "trouble": words})
             before = {name: SecretFiles(stack).versions(name) for name in wanted}
             for name, rotation in wanted.items():
-                rotating = Rotating(stack, ledger, name, rotation)
+                rotating = Rotating(stack, ledger, name, rotation, by=by)
                 rows.append(_rotate(stack, ledger, rotating, now, patience_seconds, by))
             if before != {name: SecretFiles(stack).versions(name) for name in wanted}:
                 # Else the state that a recovery brings back has a value that was closed since.

@@ -132,7 +132,7 @@ class Change:
         look = self.look()
         for service in services:
             if rollout := look.release(service):
-                self._ledger.abort(rollout.id, words)
+                self._ledger.abort(rollout.id, words, f"change {self.id}")
         self._cancelling.cancel([self._member(service) for service in services], look)
 
     def _take_back(self, member: MemberRecord) -> None:

@@ -65,6 +65,9 @@ def keep(
     content = json.loads(_kept.dump_json(kept))
     if rollout is not None:
         site.ledger.add_evidence(rollout.id, content)
+        for finding, waiver in evidence.waived.waived:
+            told = {"finding": f"{finding.id} of {waiver.package}", "reason": waiver.reason}
+            site.ledger.record(waiver.owner, "waive", str(site), rollout=rollout.id, **told)
     write_atomically(folder / "evidence.json", json.dumps(content, indent=1) + "\n")
     write_atomically(folder / "gates.json", json.dumps(content["gates"], indent=1) + "\n")
     write_atomically(folder / "gates.xml", write_junit(results))

@@ -35,7 +35,8 @@ log = logging.getLogger("dafnck")
 
 class Rotating:
     """One secret of the stack, and whoever runs with it. `rotator`: other than the rotation says,
-    for tests. No dataclass: Prefect would copy it, its values with it."""
+    for tests. `by`: who asks, for the record. No dataclass: Prefect would copy it, and its values
+    with it."""
 
     def __init__(
         self,
@@ -45,12 +46,13 @@ class Rotating:
         rotation: Rotation,
         *,
         rotator: Rotator | None = None,
+        by: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name, self.rotation, self.clock = name, rotation, clock
         self.files = SecretFiles(stack, clock)
         self._stack, self._ledger = stack, ledger
-        self._sources, self._rotator = SecretSources(stack), rotator
+        self._sources, self._rotator, self._by = SecretSources(stack), rotator, by
 
     def __str__(self) -> str:
         return self.name
@@ -74,6 +76,10 @@ class Rotating:
         users = users_of(self._stack, self._ledger, self.name)
         behind = [one for one, held in users.items() if held != [str(versions.current)]]
         return Seen(self.clock(), versions, tuple(sorted(behind)), asked_for)
+
+    def record(self, what: str, number: int, **detail: str) -> None:
+        """In the audit."""
+        self._ledger.record(self._by, what, f"secret {self.name}", version=number, **detail)
 
     def on_their_way(self, version: Version) -> list[str]:
         """Releases that were given this version and may serve with it soon, in words."""
@@ -173,12 +179,14 @@ def carry_out_step(rotating: Rotating, step: Step) -> str:
     files, name, rotator = rotating.files, rotating.name, rotating.rotator()
     match step:
         case Create():
-            files.propose(name, rotator.make(files.read(name)[1]))
+            number = files.propose(name, rotator.make(files.read(name)[1]))
+            rotating.record("create", number, why=step.why)
         case SetTestFinish(number):
             current, value = files.read(name)[1], files.read(name, number)[1]
             rotator.set(value, current)
             rotator.test(value)
             files.promote(name, number)
+            rotating.record("make current", number)
         case Disable(version):
             current, value = files.read(name)[1], files.read(name, version.number)[1]
             if used := [*rotating.on_their_way(version), *rotator.in_use(value, current)]:
@@ -189,5 +197,6 @@ def carry_out_step(rotating: Rotating, step: Step) -> str:
                 )
             said = rotator.close(value, current)
             files.disable(name, version.number)
+            rotating.record("close", version.number, seen=said)
             return f"version {version.number}: {said}"
     return ""

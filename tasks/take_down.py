@@ -25,11 +25,12 @@ def take_down(site: Site, by: str) -> list[str]:
             kind="down",
             version=ledger.release(stable).version if stable else "-",
             strategy="-",
+            by=by,
         )
         for frozen in ledger.frozen(site.service, site.environment):
             ledger.set_phase(frozen.id, Phase.FAILED, f"taken down by {by}")
         with ledger.act(rollout.id, "retire", releases=len(known)):
-            ledger.retire(site.service, site.environment)
+            ledger.retire(site.service, site.environment, by)
             site.platform.router.set_shares({})
             site.platform.router.match(None)
         with ledger.act(rollout.id, "remove", releases=len(known)):
