@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from blocks.ledger_store import LedgerStore
 from blocks.ledger_tables import audit, audit_head
-from policy.audit import FIRST, Entry, first_break, sealed
+from policy.audit import Entry, first_break, sealed
 
 OURSELVES = "dafnck"
 AT_ONCE = 1000  # entries
@@ -23,8 +23,8 @@ class Audit(LedgerStore):
     def audit_head(self) -> tuple[int, str]:
         """Number and hash of the newest entry."""
         with self._reading() as db:
-            row = db.execute(sa.select(audit_head.c.number, audit_head.c.hash)).first()
-        return (row.number, row.hash) if row else (0, FIRST)
+            row = db.execute(sa.select(audit_head.c.number, audit_head.c.hash)).one()
+        return row.number, row.hash
 
     def audit(
         self, subject: str | None = None, since: float | None = None, actor: str | None = None
@@ -63,13 +63,10 @@ class Audit(LedgerStore):
     ) -> None:
         """A write first: from there on nobody else appends before this transaction ends."""
         step = audit_head.update().values(number=audit_head.c.number + 1)
-        row = db.execute(step.returning(audit_head.c.number, audit_head.c.hash)).first()
-        if row is None:
-            db.execute(audit_head.insert().values(id=1, number=1, hash=FIRST))
-            number, before = 1, FIRST
-        else:
-            number, before = row.number, row.hash
+        row = db.execute(step.returning(audit_head.c.number, audit_head.c.hash)).one()
         told = {name: value for name, value in detail.items() if value is not None}
-        entry = sealed(number, self.clock(), actor or OURSELVES, action, subject, told, before)
+        entry = sealed(
+            row.number, self.clock(), actor or OURSELVES, action, subject, told, row.hash
+        )
         db.execute(audit.insert().values(**vars(entry)))
         db.execute(audit_head.update().values(hash=entry.hash))

@@ -38,10 +38,10 @@ from blocks.attestations import Attestations
 from blocks.files import remove_half_written, scratch
 from blocks.images import read_image
 from blocks.own_state_ledger import (
-    audit_head,
     copy_ledger,
     copy_sqlite,
     frozen_places,
+    head_of_audit,
     newest_rollout,
     rows,
     serving,
@@ -141,7 +141,7 @@ class _Copied:
             "ledger": "SQLite" if sqlite_file(self._stack.ledger_url) else "PostgreSQL",
             "serving": ", ".join(release.id for release in self._serving) or "nothing",
             NEWEST: str(newest_rollout(ledger)),
-            HEAD: audit_head(ledger),
+            HEAD: head_of_audit(ledger),
             "keys": ", ".join(sorted(path.stem for path in self._stack.keys.glob("*.pem"))),
         }
         detail |= {ROWS + name: str(count) for name, count in rows(ledger).items()}

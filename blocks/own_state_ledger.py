@@ -8,7 +8,17 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from blocks.ledger_store import LedgerStore
-from blocks.ledger_tables import decisions, intents, leases, meta, releases, rollouts, samples
+from blocks.ledger_tables import (
+    audit,
+    audit_head,
+    decisions,
+    intents,
+    leases,
+    meta,
+    releases,
+    rollouts,
+    samples,
+)
 from policy.errors import NotApplied, Refused, Unreachable
 from policy.release import Phase, Release
 
@@ -95,7 +105,7 @@ def newest_rollout(file: Path) -> int | None:
         return newest
 
 
-def audit_head(file: Path) -> str:
+def head_of_audit(file: Path) -> str:
     """number:hash of the newest entry; empty when there is none."""
     with reading(file) as db:
         try:
@@ -166,6 +176,7 @@ class _Moved(LedgerStore):
                 if (
                     db.execute(sa.select(rollouts.c.id).limit(1)).first()
                     or db.execute(sa.select(releases.c.id).limit(1)).first()
+                    or db.execute(sa.select(audit.c.number).limit(1)).first()
                 ):
                     if _what(db) == _what(source):
                         return
@@ -183,6 +194,8 @@ class _Moved(LedgerStore):
 
 
 def _copy_rows(table: sa.Table, source: sa.Connection, target: sa.Connection) -> None:
+    if table is audit_head:  # it has its row from the beginning
+        target.execute(table.delete())
     found = source.execution_options(yield_per=AT_ONCE).execute(table.select())
     for part in found.mappings().partitions():
         target.execute(table.insert(), [dict(row) for row in part])
@@ -193,6 +206,7 @@ def _what(db: sa.Connection) -> list[object]:
     return [
         *db.execute(sa.select(rollouts.c.id, rollouts.c.started_at).order_by(rollouts.c.id)).all(),
         *db.execute(sa.select(releases.c.id).order_by(releases.c.id)).all(),
+        *db.execute(sa.select(audit_head.c.number, audit_head.c.hash)).all(),
     ]
 
 
