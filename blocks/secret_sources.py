@@ -38,6 +38,17 @@ class SecretSources:
         versions = self._files.versions(reference.name)
         return not versions.all or versions.counts(int(version))
 
+    def changed_at(self, reference: Reference) -> float | None:
+        """When its current value came, in seconds since the epoch; None where the source does not
+        know. Raises as `read`."""
+        if reference.scheme == "secret":
+            versions = self._files.versions(reference.name)
+            one = versions.version(versions.current or 0)
+            return one.current_since if one else None
+        if reference.scheme == "aws":
+            return _changed_at_aws(reference.name.partition("#")[0])
+        return None
+
     def _of_the_stack(self, name: str) -> tuple[str, str]:
         number, value = self._files.read(name)
         return str(number), value
@@ -76,6 +87,20 @@ def _of_aws(name: str) -> tuple[str, str]:
     if not value:
         raise Refused(f"aws://{name}: it has no text for a value")
     return str(answer["VersionId"]), value
+
+
+def _changed_at_aws(secret: str) -> float | None:
+    """Of the version that is current: a new one that is pending changes nothing yet."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        versions = aws_client().list_secret_version_ids(SecretId=secret)["Versions"]
+    except ClientError as error:
+        raise aws_trouble(error, secret) from None
+    except BotoCoreError as error:
+        raise Unreachable(f"aws://{secret}: {error}") from None
+    found = [one for one in versions if "AWSCURRENT" in one.get("VersionStages", ())]
+    return float(found[0]["CreatedDate"].timestamp()) if found else None
 
 
 def _key_of(value: str, secret: str, key: str) -> str:

@@ -18,6 +18,7 @@ from policy import stack_file
 from policy.findings import Waiver
 from policy.freeze_window import FreezeWindow
 from policy.gates import Gates
+from policy.gates_of_age import SecretAgeGate
 from policy.gates_of_scans import (
     ComplianceGate,
     FindingsGate,
@@ -76,6 +77,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("gates.coverage", CoverageGate),
     ("gates.benchmarks", BenchmarksGate),
     ("gates.size", SizeGate),
+    ("gates.secret_age", SecretAgeGate),
     ("rollout", Rollout),
     ("rollout.judge", Judge),
     ("rollout.judge.metrics[]", CustomMetric),

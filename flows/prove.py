@@ -8,6 +8,7 @@ from policy.service_file import ServiceFile
 from tasks.gate import pass_gates, tell_step
 from tasks.publish import Publisher
 from tasks.scan import scan_artifact
+from tasks.secret_ages import secret_ages
 from tasks.site import Site
 from tasks.test import run_suites
 from tasks.watched import until_aborted
@@ -40,5 +41,6 @@ def prove(
         scanned.waived,
         site.builder.size_bytes(digest),
         snapshots=scanned.snapshots,
+        secret_ages=secret_ages(site, wanted) if wanted.gates.secret_age else None,
     )
     pass_gates(site, rollout, wanted.gates, evidence, folder, publisher)

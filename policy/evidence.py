@@ -44,6 +44,8 @@ class Evidence:
     size_bytes: int | None = None
     serves: "Evidence | None" = None
     snapshots: tuple[Snapshot, ...] = ()  # of EPSS and KEV, by which findings were ordered
+    # Of each secret that the release is given: seconds since its value changed; None: not known.
+    secret_ages: Mapping[str, float | None] | None = None
 
     @property
     def coverage(self) -> float | None:

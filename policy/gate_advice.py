@@ -25,6 +25,11 @@ ABOUT = {
     "benchmarks": ("gates.benchmarks", "tests/", "make it as fast as it was"),
     "size": ("gates.size.at_most", "", "leave out what need not ship"),
     "growth": ("gates.size.growth_at_most", "", "leave out what need not ship"),
+    "secret age": (
+        "gates.secret_age",
+        "",
+        "turn it over: dafnck secret rotate NAME --now, or make a new one and: dafnck secret set",
+    ),
     "waivers": ("scan.waivers", "", "take out what is over and what lets nothing through"),
 }
 WAIVABLE = ("findings", "secrets", "compliance", "licenses")

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from policy.evidence import Evidence
 from policy.gate_results import GateResult, Status, first
+from policy.gates_of_age import SecretAgeGate, judge_secret_age
 from policy.gates_of_scans import (
     ComplianceGate,
     FindingsGate,
@@ -51,6 +52,9 @@ class Gates(Part):
     coverage: CoverageGate | None = Field(None, description="coverage of the tests")
     benchmarks: BenchmarksGate | None = Field(None, description="no slower than what serves")
     size: SizeGate | None = Field(None, description="size of the artifact")
+    secret_age: SecretAgeGate | None = Field(
+        None, description="age of the secrets that it is given"
+    )
 
 
 def judge(gates: Gates, evidence: Evidence) -> list[GateResult]:
@@ -72,6 +76,8 @@ def judge(gates: Gates, evidence: Evidence) -> list[GateResult]:
         results.append(judge_benchmarks(gates.benchmarks, evidence))
     if gates.size:
         results += judge_size(gates.size, evidence)
+    if gates.secret_age:
+        results.append(judge_secret_age(gates.secret_age, evidence))
     return results + _waivers(evidence)
 
 

@@ -15,6 +15,7 @@ from policy.errors import BadInput
 from policy.findings import Waiver
 from policy.freeze_window import FreezeWindow
 from policy.gates import Gates
+from policy.gates_of_age import SecretAgeGate
 from policy.gates_of_scans import (
     ComplianceGate,
     FindingsGate,
@@ -73,6 +74,7 @@ PARTS: dict[str, type[BaseModel]] = {
     "coverage": CoverageGate,
     "benchmarks": BenchmarksGate,
     "size": SizeGate,
+    "secret_age": SecretAgeGate,
     "waivers": Waiver,
     "rollout": Rollout,
     "judge": Judge,

@@ -15,6 +15,7 @@ from blocks.notifications import Notifications
 from blocks.object_store import object_store
 from blocks.platforms import Platform, kube_platform, local_platform
 from blocks.ports import Notifier, ObjectStore
+from blocks.secret_sources import SecretSources
 from blocks.signing import Keys
 from blocks.stack import Stack, listens
 from blocks.trivy import Trivy
@@ -43,6 +44,7 @@ class Site:
         evidence: Path,
         trivy: Trivy,
         notifier: Notifier,
+        secrets: SecretSources | None = None,
         clock: Callable[[], float] = time.time,
         token: str | None = None,
         folders: tuple[Path, ...] = (),
@@ -59,6 +61,7 @@ class Site:
         self.evidence = evidence  # what tests, scans and gates leave
         self.trivy = trivy
         self.outbox = Outbox(notifier)
+        self.secrets = secrets
         self.clock = clock
         self.token = token  # of the lease under which it is acted on
         self.folders = folders  # in which files are written that a death leaves half-written
@@ -131,6 +134,7 @@ def _site(stack: Stack, ledger: Ledger, service: str, environment: str, platform
         evidence=stack.evidence,
         trivy=Trivy(stack.scan_cache),
         notifier=Notifications(stack),
+        secrets=SecretSources(stack),
         folders=(
             stack.dynamic,
             stack.supervisor / "conf.d",

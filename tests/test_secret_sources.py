@@ -1,6 +1,7 @@
 """Secrets of AWS, imitated by moto, and of Prefect's own server."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
+from blocks.secret_files import SecretFiles
 from blocks.secret_sources import SecretSources
 from blocks.stack import Ports, Stack
 from policy.errors import NotAllowed, Refused, Unreachable
@@ -44,6 +46,21 @@ def test_the_current_version_is_read(sources: SecretSources, manager: Any) -> No
     second = read(sources, "aws://prod/shop")
     assert (first[1], second[1]) == ("one", "two")
     assert first[0] != second[0]
+
+
+def test_when_it_was_changed(sources: SecretSources, manager: Any) -> None:
+    def changed(text: str) -> float | None:
+        return sources.changed_at(read_reference(text))
+
+    before = time.time() - 2
+    manager.create_secret(Name="prod/shop", SecretString="one")
+    SecretFiles(sources._stack).put("shop/url", "one")
+    for text in ("aws://prod/shop#url", "secret://shop/url"):
+        assert before < (changed(text) or 0) < time.time() + 1
+    assert changed("env://HOME") is None
+    assert changed("secret://shop/none") is None
+    with pytest.raises(Refused, match="no such secret"):
+        changed("aws://none")
 
 
 def test_a_key_of_a_value(sources: SecretSources, manager: Any) -> None:
