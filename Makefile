@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-kubernetes check soak bench bench-switch bench-engine bench-judge bench-detect bench-services bench-real bench-pipeline bench-kube-switch bench-kube-services bench-backup lock schema docs clean
+.PHONY: demo test test-kubernetes check soak bench bench-switch bench-engine bench-judge bench-detect bench-services bench-real bench-pipeline bench-kube-switch bench-kube-services bench-backup bench-rotation lock schema docs clean
 
 demo: $(VENV)/.base
 	@$(BIN)/dafnck demo $(ARGS)
@@ -55,6 +55,9 @@ bench-kube-services: $(VENV)/.test
 
 bench-kube-switch: $(VENV)/.test
 	@$(BIN)/python -m bench.kube_switch $(ARGS)
+
+bench-rotation: $(VENV)/.test
+	@$(BIN)/python -m bench.rotation $(ARGS)
 
 bench-backup: $(VENV)/.test
 	@$(BIN)/python -m bench.backup $(ARGS)

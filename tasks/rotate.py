@@ -153,7 +153,9 @@ def _turn_over(
         if isinstance(step, Renew):
             rotating.files.moved(rotating.name, None)
             if later := renew_all(step.releases, renew):
-                return later
+                return closed + later
+            if still := set(step.releases) & set(rotating.seen(asked_for).behind):
+                raise NotApplied(f"{', '.join(sorted(still))} still serves with an older value")
         elif said := carry_out_step(rotating, step):
             closed += f"{said}; "
 

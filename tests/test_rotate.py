@@ -255,6 +255,11 @@ def test_what_cannot_be_closed_is_given_up(fresh: Stage) -> None:
     assert fresh.files.versions(NAME).superseded == ()
 
 
+def test_a_renewal_that_changes_nothing_is_not_repeated_for_ever(fresh: Stage) -> None:
+    with pytest.raises(NotApplied, match="shop-prod-1 still serves with an older value"):
+        turn_over(fresh.rotating(), lambda _: "", asked_for=True)
+
+
 def test_all_consumers_have_their_turn(fresh: Stage) -> None:
     """One that fails, and one that must wait, hold no other up."""
     tried = []
