@@ -404,7 +404,6 @@ class Ledger(Leases, Changes, Audit):
                 .where(rollouts.c.id == rollout_id)
                 .values(phase=Phase.DRAINING.value, reason=reason)
             )
-            self._entry_of(db, rollout_id, OURSELVES, "promote", reason=reason)
             passed_over = rollouts.update().where(
                 *_of(rollout.service, rollout.environment),
                 rollouts.c.id < rollout_id,
@@ -413,13 +412,17 @@ class Ledger(Leases, Changes, Audit):
             died = sa.func.coalesce(
                 sa.func.nullif(rollouts.c.reason, ""), rollouts.c.taken_over, ""
             )
-            db.execute(
+            over = db.execute(
                 passed_over.values(
                     phase=Phase.ROLLED_BACK.value,
                     finished_at=now,
                     reason=died + f"; {rollout.version} took its traffic",
-                )
-            )
+                ).returning(rollouts.c.id)
+            ).scalars()
+            # After all rows of rollouts, as everywhere: whoever appends holds the head.
+            for passed in over.all():
+                self._entry_of(db, passed, OURSELVES, Phase.ROLLED_BACK.value)
+            self._entry_of(db, rollout_id, OURSELVES, "promote", reason=reason)
 
     def retire(self, service: str, environment: str, by: str = "") -> None:
         """No release is the stable one any more: nobody brings one back by itself."""

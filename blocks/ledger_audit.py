@@ -7,10 +7,11 @@ import sqlalchemy as sa
 
 from blocks.ledger_store import LedgerStore
 from blocks.ledger_tables import audit, audit_head
-from policy.audit import Entry, first_break, sealed
+from policy.audit import FIRST, Entry, first_break, sealed
 
 OURSELVES = "dafnck"
 AT_ONCE = 1000  # entries
+ACTOR, SUBJECT = 200, 300  # characters that their columns hold
 
 
 class Audit(LedgerStore):
@@ -51,11 +52,14 @@ class Audit(LedgerStore):
     def audit_break(self, head: tuple[int, str] | None = None) -> str:
         """Why the chain is not whole; empty when it is. `head`: as somebody kept it; entries that
         came after it are looked at as well."""
+        number, digest = self.audit_head()  # first: others append meanwhile
         found = list(self.audit())
-        if broken := first_break(found, head=self.audit_head()):
+        newest = (found[-1].number, found[-1].hash) if found else (0, FIRST)
+        if broken := first_break(found, head=newest if len(found) > number else (number, digest)):
             return broken
-        if head and (head[0] > len(found) or (head[0] and found[head[0] - 1].hash != head[1])):
-            return f"entry {head[0]} is not the one that was kept: the chain was written anew"
+        for at, kept in ((number, digest), head or (0, FIRST)):
+            if at > len(found) or (at and found[at - 1].hash != kept):
+                return f"entry {at} is not the one that was kept: the chain was written anew"
         return ""
 
     def _entry(
@@ -65,8 +69,7 @@ class Audit(LedgerStore):
         step = audit_head.update().values(number=audit_head.c.number + 1)
         row = db.execute(step.returning(audit_head.c.number, audit_head.c.hash)).one()
         told = {name: value for name, value in detail.items() if value is not None}
-        entry = sealed(
-            row.number, self.clock(), actor or OURSELVES, action, subject, told, row.hash
-        )
+        who, what = (actor or OURSELVES)[:ACTOR], subject[:SUBJECT]
+        entry = sealed(row.number, self.clock(), who, action, what, told, row.hash)
         db.execute(audit.insert().values(**vars(entry)))
         db.execute(audit_head.update().values(hash=entry.hash))

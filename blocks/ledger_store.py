@@ -20,11 +20,13 @@ from tenacity import (
     wait_random,
 )
 
+from blocks.ledger_audit_tables import have_audit
 from blocks.ledger_tables import meta
 from policy.errors import Unreachable
 
 WRITE_SECONDS = 10.0  # so long another process may keep SQLite from being written to
 BRIEF_SECONDS = 1.0  # where looking at the release, or traffic that goes back, would have to wait
+IDLE_SECONDS = 60  # of our own process, in the middle of a transaction
 SILENT_SECONDS = 5  # of a server: no lease lapses while its holder waits for one answer
 
 
@@ -120,6 +122,7 @@ def _have_tables(engine: sa.Engine) -> None:
     """Make the tables that are missing, and in older ones the nullable columns that are. Whoever
     comes second fails on what the first one made, and finds it when asked again."""
     meta.create_all(engine)
+    have_audit(engine)
     there = sa.inspect(engine)
     for table in meta.sorted_tables:
         known = {column["name"] for column in there.get_columns(table.name)}
@@ -136,7 +139,9 @@ def _patience(url: sa.URL) -> dict[str, Any]:
         return {}
     limits = {
         "connect_timeout": SILENT_SECONDS,
-        "options": f"-c statement_timeout={SILENT_SECONDS * 1000}",
+        "options": f"-c statement_timeout={SILENT_SECONDS * 1000} "
+        # Who is stopped in the middle holds nobody else up for long.
+        f"-c idle_in_transaction_session_timeout={IDLE_SECONDS * 1000}",
         "tcp_user_timeout": SILENT_SECONDS * 1000,  # a network that swallows what is sent
         "keepalives_idle": SILENT_SECONDS,
         "keepalives_interval": 1,

@@ -170,21 +170,3 @@ audit_head = sa.Table(  # one row; whoever appends holds it
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
 )
-
-
-@sa.event.listens_for(audit_head, "after_create")
-def _begin(_table: sa.Table, db: sa.Connection, **_: object) -> None:
-    """There before anybody appends: two that make it at once would fail."""
-    db.execute(audit_head.insert().values(id=1, number=0, hash="0" * 64))
-
-
-@sa.event.listens_for(audit, "after_create")
-def _append_only(_table: sa.Table, db: sa.Connection, **_: object) -> None:
-    """Against a slip; whoever may change these definitions as well is found by the hashes."""
-    ways = {
-        "sqlite": "CREATE TRIGGER audit_no_{0} BEFORE {0} ON audit "
-        "BEGIN SELECT RAISE(ABORT, 'the audit is appended to only'); END",
-        "postgresql": "CREATE RULE audit_no_{0} AS ON {0} TO audit DO INSTEAD NOTHING",
-    }
-    for act in ("update", "delete"):
-        db.execute(sa.text(ways[db.dialect.name].format(act)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from blocks.ledger_audit_tables import have_audit
 from blocks.ledger_store import LedgerStore
 from blocks.ledger_tables import (
     audit,
@@ -159,6 +160,7 @@ class _Moved(LedgerStore):
         copy = sa.create_engine(f"sqlite:///{target}", hide_parameters=True)
         try:
             meta.create_all(copy)
+            have_audit(copy)
             with (
                 self._answering(),
                 self._engine.connect().execution_options(isolation_level="REPEATABLE READ") as db,

@@ -6,7 +6,7 @@ statements holds one. What the logins make belongs to their common role.
 """
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -16,17 +16,21 @@ from policy.errors import BadInput, DafnckError, NotAllowed, NotApplied, Refused
 from policy.rotation import PostgresLogins
 
 BYTES = 32  # of a password: 43 characters
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class PostgresLoginPair:
-    """A Rotator. `admin`: the URL of a role that may change both. `others`: name -> value of the
-    other secrets of the stack, which may be URLs of the same logins."""
+    """A Rotator. `admin`: the URL of a role that may change both. `others`: tells name -> value of
+    the other secrets of the stack, which may be URLs of the same logins."""
 
     def __init__(
-        self, wanted: PostgresLogins, admin: str, others: Mapping[str, str] | None = None
+        self,
+        wanted: PostgresLogins,
+        admin: str,
+        others: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._wanted, self._admin = wanted, _server(admin, "the secret of `admin`")
-        self._others = others or {}
+        self._others = others
 
     def make(self, current: str) -> str:
         server = _server(current, "the secret")
@@ -151,15 +155,11 @@ class PostgresLoginPair:
             )
 
     def _used_by(self, user: str, server: Server) -> str:
-        """The other secret that has this login of the same server; empty when none has."""
-        for name, value in self._others.items():
+        """The other secret that has this login, perhaps of the same server; empty when none has."""
+        for name, value in self._others().items():
             with suppress(BadInput):
                 other = _server(value, name)
-                same = all(
-                    other.parameters.get(one) == server.parameters.get(one)
-                    for one in ("host", "port")
-                )
-                if other.user == user and same:
+                if other.user == user and _place(other) == _place(server):
                     return name
         return ""
 
@@ -178,6 +178,13 @@ class PostgresLoginPair:
             except psycopg.Error as error:
                 words = self._admin.without_secrets(str(error))
                 raise Unreachable(f"{self._admin}: {words}") from None
+
+
+def _place(server: Server) -> tuple[str, str]:
+    """Host and port, all ways to this machine as one."""
+    host = (server.parameters.get("hostaddr") or server.parameters.get("host") or "").lower()
+    here = not host or host.startswith("/") or host in LOOPBACK
+    return "" if here else host.rstrip("."), server.parameters.get("port") or "5432"
 
 
 def _attribute(admin: Any, user: str, name: str) -> Any:

@@ -104,8 +104,10 @@ class SecretFiles:
                 raise Refused(f"version {number} of {name} is not pending; nothing was changed")
 
     def drop(self, name: str, number: int) -> None:
-        """Forget a pending one, or give an older one up, whatever it opens. Idempotent. Raises
-        Refused for the current one."""
+        """Forget a pending one, or give an older one up, whatever it opens. Raises Refused for the
+        current one, and for one that is not known."""
+        if self.versions(name).version(number) is None:
+            raise Refused(f"{name} has no version {number}: dafnck secret show {name}")
         if self.versions(name).pending != number:
             self.disable(name, number)
             return

@@ -46,7 +46,8 @@ class SecretSources:
             one = versions.version(versions.current or 0)
             return one.current_since if one else None
         if reference.scheme == "aws":
-            return _changed_at_aws(reference.name.partition("#")[0])
+            made = _current_at_aws(reference.name.partition("#")[0])["CreatedDate"]
+            return float(made.timestamp())
         return None
 
     def _of_the_stack(self, name: str) -> tuple[str, str]:
@@ -70,17 +71,8 @@ def _of_the_environment(name: str) -> tuple[str, str]:
 
 
 def _of_aws(name: str) -> tuple[str, str]:
-    """The version that is current: AWSCURRENT is always named, since without it some imitations
-    answer with any."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     secret, _, key = name.partition("#")
-    try:
-        answer = aws_client().get_secret_value(SecretId=secret, VersionStage="AWSCURRENT")
-    except ClientError as error:
-        raise aws_trouble(error, secret) from None
-    except BotoCoreError as error:
-        raise Unreachable(f"aws://{secret}: {error}") from None
+    answer = _current_at_aws(secret)
     value = str(answer.get("SecretString") or "")
     if key:
         value = _key_of(value, secret, key)
@@ -89,18 +81,17 @@ def _of_aws(name: str) -> tuple[str, str]:
     return str(answer["VersionId"]), value
 
 
-def _changed_at_aws(secret: str) -> float | None:
-    """Of the version that is current: a new one that is pending changes nothing yet."""
+def _current_at_aws(secret: str) -> Any:
+    """The version that is current: AWSCURRENT is always named, since without it some imitations
+    answer with any."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        versions = aws_client().list_secret_version_ids(SecretId=secret)["Versions"]
+        return aws_client().get_secret_value(SecretId=secret, VersionStage="AWSCURRENT")
     except ClientError as error:
         raise aws_trouble(error, secret) from None
     except BotoCoreError as error:
         raise Unreachable(f"aws://{secret}: {error}") from None
-    found = [one for one in versions if "AWSCURRENT" in one.get("VersionStages", ())]
-    return float(found[0]["CreatedDate"].timestamp()) if found else None
 
 
 def _key_of(value: str, secret: str, key: str) -> str:

@@ -111,8 +111,8 @@ def remove(name: Name) -> None:
         raise Refused(
             f"{known} is used by {', '.join(users)}; nothing was removed. Release them without it"
         )
-    _files().remove(known)
     _record("remove", known)
+    _files().remove(known)
     print(f"{known} is forgotten; it is still good wherever it opens something")
 
 
@@ -124,8 +124,8 @@ def drop(
     """Forget a version that is pending, or give up an older one that cannot be closed: what it
     opens stays open."""
     known = _known(name)
-    _files().drop(known, version)
     _record("drop", known, version=version)
+    _files().drop(known, version)
     print(f"version {version} of {known} is forgotten; close what it opens yourself")
 
 

@@ -106,7 +106,7 @@ def _recover(site: Site, stack: Stack, there: Other, by: str) -> tuple[Recovery,
         )
         new = in_its_place(mine, found.release, site.clock())
         # First of all: what dies from here on leaves nothing that starts on half of the data.
-        site.ledger.retire(site.service, site.environment)
+        site.ledger.retire(site.service, site.environment, by)
         rollout = site.ledger.open_rollout(
             site.service,
             site.environment,

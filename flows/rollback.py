@@ -161,12 +161,11 @@ def _last_good(site: Site) -> str:
     """The newest good one that is older than what serves: asked twice, it goes back twice."""
     stable = site.ledger.stable(site.service, site.environment)
     good = site.ledger.releases(site.service, site.environment, promoted=True)
-    if stable is not None:
-        # A renewal is no other release: what is bad of it is bad of what it renews.
-        origin = site.ledger.release(stable).origin
-        good = [one for one in good if site.ledger.release(one).origin != origin]
-    if older := [one for one in good if stable is None or _number(one) < _number(stable)]:
-        return max(older, key=_number)
+    # A renewal is no other release: it is as old as what it renews, and as bad.
+    age = {one: _number(site.ledger.release(one).origin) for one in good}
+    ours = None if stable is None else _number(site.ledger.release(stable).origin)
+    if older := [one for one in good if ours is None or age[one] < ours]:
+        return max(older, key=lambda one: (age[one], _number(one)))
     raise Refused(
         f"there is no older good release of {site} on disk; {stable or 'nothing'} serves. Name "
         f"another by --to: {', '.join(good) or 'there is none'}"

@@ -48,7 +48,8 @@ def of_what_serves(site: Site, rollout: RolloutRecord | None) -> Evidence | None
         stable = site.ledger.stable(site.service, site.environment)
     else:
         stable = rollout.stable_id
-    content = stable and site.ledger.evidence_of_release(stable)
+    # A renewal was not proved again: what it renews was.
+    content = stable and site.ledger.evidence_of_release(site.ledger.release(stable).origin)
     return _kept.validate_python(content).evidence if content else None
 
 

@@ -75,7 +75,7 @@ class OwnRun:
                 if kind in ("CANCELLING", "CANCELLED"):
                     self._on_cancel()
                     return
-                if waiting and kind == "RUNNING":
+                if waiting and self._paused and kind == "RUNNING":
                     self._paused = False
                     self._on_resume()
             except (Unreachable, Refused):

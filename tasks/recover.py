@@ -106,8 +106,8 @@ class Recovering:
 
     @property
     def ledger_file(self) -> Path:
-        """Where the ledger lies as it was restored."""
-        return (self.home if (self.home / LEDGER).exists() else self.state) / LEDGER
+        """As it was restored: a copy, since the one of the home goes on, or into a server."""
+        return self.place / LEDGER
 
     def now_known(self, **what: Any) -> None:
         """Written down before anything else is done."""
@@ -176,6 +176,7 @@ def state(job: Recovering) -> None:
         if differences := there.differences(manifest):
             job.note(f"{entry.id} of dafnck's own state was passed over: {differences[0]}")
             continue
+        shutil.copyfile(job.state / LEDGER, job.ledger_file)
         job.now_known(own_backup=entry.id, own_until=manifest.snapshot_at)
         job.sign_of_life(manifest.finished_at)
         job.sign_of_life(last_sign(job.ledger_file))
@@ -386,8 +387,13 @@ def _serving(job: Recovering) -> list[Release]:
 
 def _secrets(job: Recovering) -> SecretFiles:
     """As they came back, in the home or on their way there."""
-    home = job.home if (job.home / LEDGER).exists() else job.state
-    return SecretFiles(Stack(home=home, ports=Ports(), ledger_url=""), also=(job.key,))
+    home = Stack(home=_restored(job, "values"), ports=Ports(), ledger_url="")
+    return SecretFiles(home, also=(job.key,))
+
+
+def _restored(job: Recovering, name: str) -> Path:
+    """Where this part of the home lies: in it, or still on its way there."""
+    return job.home if (job.home / name).exists() else job.state
 
 
 def _wanted(job: Recovering) -> list[Wanted]:
@@ -397,7 +403,8 @@ def _wanted(job: Recovering) -> list[Wanted]:
 def _interpreters(job: Recovering) -> Iterator[str]:
     """An environment of Python is a link to the interpreter that it was made with."""
     for release in _serving(job):
-        link = job.ledger_file.parent / "artifacts" / release.artifact / "venv" / "bin" / "python"
+        there = _restored(job, "artifacts") / "artifacts" / release.artifact
+        link = there / "venv" / "bin" / "python"
         if link.is_symlink() and not link.exists():
             yield (
                 f"{release.id} runs with {os.readlink(link)}, which is not here: install that "

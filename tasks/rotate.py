@@ -61,7 +61,7 @@ class Rotating:
         if self._rotator is None:
             wanted = self.rotation.postgres
             _, admin = self._sources.read(read_reference(wanted.admin))
-            self._rotator = PostgresLoginPair(wanted, admin, dict(self._others()))
+            self._rotator = PostgresLoginPair(wanted, admin, lambda: dict(self._others()))
         return self._rotator
 
     def _others(self) -> Iterator[tuple[str, str]]:
@@ -187,8 +187,8 @@ def carry_out_step(rotating: Rotating, step: Step) -> str:
             current, value = files.read(name)[1], files.read(name, number)[1]
             rotator.set(value, current)
             rotator.test(value)
+            rotating.record("promote", number)  # first: twice is better than never
             files.promote(name, number)
-            rotating.record("make current", number)
         case Disable(version):
             current, value = files.read(name)[1], files.read(name, version.number)[1]
             if used := [*rotating.on_their_way(version), *rotator.in_use(value, current)]:
@@ -198,7 +198,7 @@ def carry_out_step(rotating: Rotating, step: Step) -> str:
                     "gone"
                 )
             said = rotator.close(value, current)
-            files.disable(name, version.number)
             rotating.record("close", version.number, seen=said)
+            files.disable(name, version.number)
             return f"version {version.number}: {said}"
     return ""

@@ -13,6 +13,7 @@ from fakes import a_site, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from test_blocks_ledger import postgres, url  # noqa: F401 - fixtures
+from test_tasks_put_back import under_way
 
 from blocks.ledger import Ledger
 from policy.audit import FIRST, Entry, first_break, sealed
@@ -102,6 +103,35 @@ def test_what_changes_the_ledger_is_in_it(tmp_path: Path) -> None:
     assert ledger.audit_break() == ""
 
 
+def test_a_head_that_was_never_made_is_made_when_it_is_opened(tmp_path: Path) -> None:
+    """Killed between the table and its row."""
+    file = tmp_path / "ledger.db"
+    ledger = Ledger(str(file))
+    ledger.record("ada", "act", "all")
+    ledger.close()
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("DELETE FROM audit_head")
+        db.execute("DROP TRIGGER audit_no_delete")
+    again = Ledger(str(file))
+    again.record("ada" * 100, "act", "all" * 200)
+    assert [entry.number for entry in again.audit()] == [1, 2]
+    assert again.audit_break() == ""
+    with pytest.raises(sa.exc.IntegrityError), again._engine.begin() as db:
+        db.execute(sa.text("DELETE FROM audit"))
+
+
+def test_what_a_promotion_passes_over_is_told(tmp_path: Path) -> None:
+    site = a_site(tmp_path)
+    serving(site)
+    _, _, old = under_way(site, 50)
+    site.ledger.free_lease(site.ledger.lease("shop", "prod").token)  # type: ignore[union-attr]
+    _, _, new = under_way(site, 50, version="3")
+    site.ledger.promote(new.id, "healthy")
+    told = [(e.action, e.detail["rollout"]) for e in site.ledger.audit("shop in prod")]
+    assert ("rolled back", old.id) in told
+    assert told[-1] == ("promote", new.id)
+
+
 def test_an_act_that_fails_leaves_no_entry(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger.db"))
     nobodys = str(tmp_path)
@@ -166,6 +196,7 @@ def test_who_goes_around_that_is_found(tmp_path: Path, forgery: str, found: str)
         db.execute(forgery)
     assert found in Ledger(str(file)).audit_break()
     with closing(sqlite3.connect(file)) as db, db:  # and the head with it
+        db.execute("DROP TRIGGER audit_no_delete")
         db.execute("DELETE FROM audit")
         db.execute("UPDATE audit_head SET number = 0, hash = ?", (FIRST,))
     again = Ledger(str(file))

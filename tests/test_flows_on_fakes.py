@@ -157,6 +157,16 @@ def test_a_rollback_goes_past_renewals(tmp_path: Path) -> None:
     assert rollback._last_good(site) == before.id
 
 
+def test_a_rollback_goes_on_back_after_a_renewal(tmp_path: Path) -> None:
+    """3 was bad, 2 serves again, and is renewed at night: not to 3, which was given up."""
+    site = a_site(tmp_path)
+    first = serving(site)
+    second = serving(site, a_release(1))
+    serving(site, a_release(2))
+    serving(site, a_release(1).model_copy(update={"renewal_of": second.id}))
+    assert rollback._last_good(site) == first.id
+
+
 def test_a_renewal_waits_for_the_end_of_a_change(tmp_path: Path) -> None:
     site = a_site(tmp_path)
     serving(site)

@@ -76,12 +76,17 @@ WRONG: list[tuple[str, Any, str]] = [
     ("build.image.push", DROPPED, "build.image.push: is missing: where the cluster pulls"),
     ("build.image.reference", f"r/shop@{DIGEST}", "build.image.push: nothing is built"),
     ("build.image", {"reference": "r/shop:1"}, "build.image.reference: 'r/shop:1' does not fit"),
-    ("run.secrets", {"A": "shop-db/url"}, "run.secrets.A: 'shop-db/url' names no secret"),
+    ("run.secrets", {"A": "shop-db/url"}, "run.secrets.A: names no secret; write secret://"),
+    ("run.secrets", {"A": "env://HOME"}, "run.secrets: A: 'env://HOME' names no secret"),
+    (
+        "rotate",
+        {"a/b": {"postgres": {"admin": "secret://a/b", "role": "r", "users": ["x", "y"]}}},
+        "rotate: Kubernetes Secrets are not rotated",
+    ),
     ("run.health", {"healthcheck": "image"}, "run.health.healthcheck: Kubernetes does not ask it"),
     ("run.limits", {"open_files": 100}, "run.limits: Kubernetes limits memory alone"),
     ("route", {"port": 8443}, "route.port: a Gateway has ports of its own"),
     ("rollout.sticky", True, "rollout.sticky: Gateways do not agree"),
-    ("platform", "docker", "run.secrets: needs platform: kubernetes"),
 ]
 
 

@@ -321,6 +321,13 @@ def test_a_locked_ledger_keeps_no_bad_release_in_traffic(
         bad = service("mute", run={"env": {"EVERY": "3"}}, rollout=LONG | {"judge": judge})
         process = begin_here(bad, "2")
         sees_traffic(stack, "mute", "mute-local-2")
+
+        def shifted() -> bool:
+            """And written down: else that waits for the lock, as long as any write does."""
+            acts = ledger.intents(ledger.history("mute")[0].id)
+            return any(one.act == "shift" and one.outcome for one in acts)
+
+        wait_for(shifted, "its share is in the ledger")
         with locked(stack):
             serves_alone(stack, "mute", "mute-local-1", 10)
         assert process.wait(60) == 1

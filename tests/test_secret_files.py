@@ -84,7 +84,8 @@ def test_a_version_is_proposed_promoted_and_closed(stack: Stack) -> None:
     files.disable(NAME, 2)
     assert files.propose(NAME, "four") == 4
     files.drop(NAME, 4)
-    files.drop(NAME, 4)
+    with pytest.raises(Refused, match="has no version 4"):
+        files.drop(NAME, 4)
     with pytest.raises(Refused, match="not pending"):
         files.promote(NAME, 4)
     files.remove(NAME)

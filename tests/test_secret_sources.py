@@ -117,8 +117,12 @@ def test_a_secret_block_of_prefect(stack: Stack, monkeypatch: pytest.MonkeyPatch
     for name, value in prefect_environment(stack).items():
         monkeypatch.setenv(name, value)
     refresh_global_settings_context()
-    Secret(value="hunter2").save("shop-token", overwrite=True)  # type: ignore[arg-type]
-    sources = SecretSources(stack)
-    assert read(sources, "prefect://shop-token") == ("", "hunter2")
-    with pytest.raises(Refused, match="no Secret block nobody"):
-        read(sources, "prefect://nobody")
+    try:
+        Secret(value="hunter2").save("shop-token", overwrite=True)  # type: ignore[arg-type]
+        sources = SecretSources(stack)
+        assert read(sources, "prefect://shop-token") == ("", "hunter2")
+        with pytest.raises(Refused, match="no Secret block nobody"):
+            read(sources, "prefect://nobody")
+    finally:
+        monkeypatch.undo()
+        refresh_global_settings_context()  # what comes next is told nothing of this
