@@ -153,6 +153,21 @@ def test_each_of_its_steps_is_done_once(lost: Lost) -> None:
     assert again == []
 
 
+def test_into_a_ledger_that_postgresql_keeps(lost: Lost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy in the home is gone as soon as the server has it; what comes after reads it all the
+    same, also the next time."""
+    with lost.server.at("postgres").connect(autocommit=True) as connection:
+        connection.execute("CREATE DATABASE ledger")
+    host = lost.server.parameters["host"]
+    url = f"postgresql+psycopg://{lost.server.user}@/ledger?host={host}&port=5432"
+    monkeypatch.setenv("DAFNCK_LEDGER_URL", url)
+    home = lost.folder / "new"
+    told = recover(lost.job(home), DATA)
+    assert [one.good for one in told.came] == [True, True]
+    assert not (home / "ledger.db").exists()
+    assert recover(lost.job(home), DATA).done == told.done
+
+
 def test_what_is_missing_is_told_at_once_and_nothing_is_changed(
     lost: Lost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
